@@ -1,0 +1,32 @@
+# Each command makes its own environment (Python 3.11+, pip and a package index are enough).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
+	@echo "make test   lint, types and the whole suite"
+	@echo "make clean  remove the environment and what was built"
+
+# One stamp: the environment is made again when what it installs changes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+		-c constraints.txt setuptools wheel torch triton
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+		-c constraints.txt --no-build-isolation -e '.[demo,test]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,13 @@
+"""Device code of vaekl, installed as ``vaekl.kernels``; it imports its compiler and itself only.
+
+Reading order: ``gaussian`` (one element's terms), ``philox`` (noise), ``tile`` (strides),
+``reduction`` (sums finished inside the launch), then the kernels ``forward`` and ``backward``.
+
+Grammar: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``i_`` program ids, ``b_`` blocks of values.
+"""
+
+if __name__ == "kernels":
+    raise ImportError(
+        "this folder is the package vaekl.kernels; install vaekl (pip install -e .) and import "
+        "vaekl.kernels (a top-level 'kernels' belongs to another distribution)"
+    )

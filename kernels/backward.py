@@ -1,0 +1,144 @@
+"""The backward kernel: gradients of z, kl and kl_of_mean in one launch.
+
+Upstream: dz [B, D], g_b (of kl: per sample, or one over a denominator), h (of kl_of_mean). With
+s = exp(l / 2), the means m', l' that forward kept, and n = B ("batch") or B D ("all"):
+
+    z = m + s eps                  dz/dm = 1            dz/dl = s eps / 2       dz/deps = s
+    k(m, l) = (m^2 + phi(l)) / 2   dk/dm = m            dk/dl = (e^l - 1) / 2
+    kl_of_mean = sum k(m', l')     d/dm = m' / n        d/dl = (e^l' - 1) / (2 n)
+
+    dmu     = dz + g_b m + h m' / n
+    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  0 where clamp cut logvar
+    deps    = dz s
+
+Saved by forward: mu, logvar (and eps if given) by reference, the noise key, the means. Reads mu,
+logvar, dz (and eps); writes what is asked for. A pointer that is None drops its term or output.
+"""
+
+import triton
+import triton.language as tl
+
+from .gaussian import clamp, exp_terms, expm1
+from .philox import normal_tile
+from .tile import index_range, offsets
+
+
+@triton.jit(do_not_specialize=["B", "kl_denominator", "rows_per_range", "dkl_row"])
+def backward_kernel(
+    p_mu,  # [B, D]
+    p_logvar,  # [B, D]
+    p_eps,  # [B, D], or None: drawn in forward, drawn again here
+    p_dz,  # [B, D] or None
+    p_dkl,  # [B] if PER_ROW, else [], or None
+    p_dkl_of_mean,  # [], or None
+    p_state,  # int64[2]: the noise key that forward used
+    p_means,  # [2, D] for "batch", [2] for "all"
+    p_dmu,  # [B, D], or None: not wanted
+    p_dlogvar,  # [B, D], or None
+    p_deps,  # [B, D], or None
+    lo: tl.float64,  # clamp bounds on logvar, or None
+    hi: tl.float64,
+    B,
+    D,
+    inner,
+    rows_per_range,
+    kl_denominator,
+    dkl_row,
+    mu_row, mu_outer, mu_inner,
+    logvar_row, logvar_outer, logvar_inner,
+    eps_row, eps_outer, eps_inner,
+    dz_row, dz_outer, dz_inner,
+    dmu_row, dmu_outer, dmu_inner,
+    dlogvar_row, dlogvar_outer, dlogvar_inner,
+    deps_row, deps_outer, deps_inner,
+    PER_ROW: tl.constexpr,
+    MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
+    SPLIT_EVENT: tl.constexpr,
+    WIDE: tl.constexpr,  # int64 offsets
+    DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    col = tl.program_id(0) * BLOCK_COLS
+    o_col = index_range(col, BLOCK_COLS, WIDE)
+    m_col = o_col < D
+    DRAW: tl.constexpr = p_dz is not None and p_dlogvar is not None and p_eps is None
+
+    if DRAW:
+        seed = tl.load(p_state)
+        offset = tl.load(p_state + 1)
+    if p_dkl is not None and not PER_ROW:
+        b_dkl = tl.load(p_dkl).to(DTYPE) / kl_denominator.to(DTYPE)
+    # What kl_of_mean sends to a column does not depend on the row.
+    if p_dkl_of_mean is not None:
+        h = tl.load(p_dkl_of_mean).to(DTYPE)
+        if MEAN_OVER == "batch":
+            b_mean_mu = tl.load(p_means + o_col, m_col, 0.0)
+            b_mean_logvar = tl.load(p_means + D + o_col, m_col, 0.0)
+            h = h / B.to(DTYPE)
+        else:
+            b_mean_mu = tl.zeros([BLOCK_COLS], DTYPE) + tl.load(p_means)
+            b_mean_logvar = tl.zeros([BLOCK_COLS], DTYPE) + tl.load(p_means + 1)
+            h = h / (B.to(tl.int64) * D).to(DTYPE)
+        b_dmu_of_mean = (h * b_mean_mu)[None, :]
+        b_dlogvar_of_mean = (h * expm1(b_mean_logvar))[None, :]
+
+    first_row = tl.program_id(1) * rows_per_range
+    for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
+        o_row = index_range(row, BLOCK_ROWS, WIDE)
+        m_row = o_row < B
+        m_tile = m_row[:, None] & m_col[None, :]
+        if p_dkl is not None and PER_ROW:
+            b_dkl = tl.load(p_dkl + o_row * dkl_row, m_row, 0.0).to(DTYPE)[:, None]
+        if p_dz is not None:
+            o_dz = offsets(o_row, o_col, inner, dz_row, dz_outer, dz_inner, SPLIT_EVENT)
+            b_dz = tl.load(p_dz + o_dz, m_tile, 0.0).to(DTYPE)
+
+        if p_dmu is not None:
+            b_dmu = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
+            if p_dz is not None:
+                b_dmu += b_dz
+            if p_dkl is not None:
+                o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
+                b_dmu += b_dkl * tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
+            if p_dkl_of_mean is not None:
+                b_dmu += b_dmu_of_mean
+            o_dmu = offsets(o_row, o_col, inner, dmu_row, dmu_outer, dmu_inner, SPLIT_EVENT)
+            tl.store(p_dmu + o_dmu, b_dmu, m_tile)
+
+        if p_dlogvar is not None or p_deps is not None:
+            o_logvar = offsets(
+                o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT
+            )
+            b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(DTYPE)
+            b_unclamped = b_logvar
+            if lo is not None:
+                b_logvar = clamp(b_logvar, lo, hi)
+            b_std, b_expm1, _ = exp_terms(b_logvar)
+
+        if p_dlogvar is not None:
+            b_dlogvar = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
+            if p_dz is not None:
+                if DRAW:
+                    b_eps = normal_tile(seed, offset, o_row, col, D, DTYPE, BLOCK_ROWS, BLOCK_COLS)
+                else:
+                    o_eps = offsets(o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT)
+                    b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
+                b_dlogvar += b_dz * (b_std * b_eps)
+            if p_dkl is not None:
+                b_dlogvar += b_dkl * b_expm1
+            if p_dkl_of_mean is not None:
+                b_dlogvar += b_dlogvar_of_mean
+            b_dlogvar = 0.5 * b_dlogvar
+            if lo is not None:
+                b_lo = tl.full([], lo, DTYPE)
+                b_hi = tl.full([], hi, DTYPE)
+                b_dlogvar = tl.where((b_unclamped >= b_lo) & (b_unclamped <= b_hi), b_dlogvar, 0.0)
+            o_dlogvar = offsets(
+                o_row, o_col, inner, dlogvar_row, dlogvar_outer, dlogvar_inner, SPLIT_EVENT
+            )
+            tl.store(p_dlogvar + o_dlogvar, b_dlogvar, m_tile)
+
+        if p_deps is not None:
+            o_deps = offsets(o_row, o_col, inner, deps_row, deps_outer, deps_inner, SPLIT_EVENT)
+            tl.store(p_deps + o_deps, b_dz * b_std, m_tile)

@@ -1,0 +1,104 @@
+"""Device code: exp(logvar / 2), exp(logvar) - 1 and phi(logvar) = exp(logvar) - 1 - logvar.
+
+KL(N(m, e^l) || N(0, 1)) = (m^2 + phi(l)) / 2 (Kingma & Welling 2013, appendix B). Written as
+``exp(l) - 1 - l`` phi loses every digit as l -> 0, which is where a collapsing posterior lives.
+
+float32: with h = l / 2 = n ln 2 + r, n = 0 for |l| <= 1, and q = e^r - 1 = r + r^2 Q(r),
+
+    e^h = 2^n (1 + q)        e^l - 1 = q (q + 2)  if n = 0,  else 4^n (1 + q (q + 2)) - 1
+    phi(l) = q^2 + 2 r^2 Q(r)  if n = 0,  else (e^l - 1) - l
+
+The n = 0 forms only add positive terms, so nothing cancels; for |l| > 1 the plain form loses no
+more than two bits. One polynomial serves all three, in the same operations on every device.
+float64 takes the same split at |l| = 1 with a series for phi and the library's exp beyond it.
+"""
+
+import triton
+import triton.language as tl
+
+from . import coefficients
+
+EXP_F32 = tl.constexpr(coefficients.EXP_F32)
+PHI_F64 = tl.constexpr(coefficients.PHI_F64)
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN2_HIGH = tl.constexpr(0.693145751953125)  # 15 bits of ln 2: n * LN2_HIGH is exact
+LN2_LOW = tl.constexpr(1.4286068203094173e-06)
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, in the low bits
+
+
+@triton.constexpr_function
+def length(values):
+    return len(values)
+
+
+@triton.jit
+def polynomial(b_x, VALUES: tl.constexpr):
+    """Horner; VALUES from the highest power down."""
+    b_y = tl.full(b_x.shape, VALUES[0], b_x.dtype)
+    for i in tl.static_range(1, length(VALUES)):
+        b_y = b_y * b_x + VALUES[i]
+    return b_y
+
+
+@triton.jit
+def exp_terms(b_logvar):
+    """exp(logvar / 2), exp(logvar) - 1, phi(logvar); what is not used costs nothing."""
+    if b_logvar.dtype == tl.float64:
+        return _exp_terms_f64(b_logvar)
+    return _exp_terms_f32(b_logvar)
+
+
+@triton.jit
+def _exp_terms_f32(b_logvar):
+    m_small = tl.abs(b_logvar) <= 1.0
+    # Beyond these bounds e^h is 0 or inf in float32 whatever h; NaN must pass.
+    b_half = tl.clamp(0.5 * b_logvar, -87.3, 89.0, propagate_nan=tl.PropagateNan.ALL)
+    b_round = tl.where(m_small, ROUND, b_half * LOG2_E + ROUND)
+    b_n = b_round - ROUND
+    b_r = b_half - b_n * LN2_HIGH
+    b_r = b_r - b_n * LN2_LOW
+    b_phi_r = b_r * b_r * polynomial(b_r, EXP_F32)
+    b_q = b_r + b_phi_r
+    b_w = b_q * (b_q + 2.0)
+    # 2^(n - 1), since 2^128 is no float32 though 2^128 (1 + q) may be; n = -126 gives 0.
+    b_scale = ((b_round.to(tl.int32, bitcast=True) << 23) + (126 << 23)).to(
+        tl.float32, bitcast=True
+    )
+    b_std = (b_scale * (1.0 + b_q)) * 2.0
+    b_scale = b_scale * 2.0
+    b_expm1 = tl.where(m_small, b_w, b_scale * (b_scale * (1.0 + b_w)) - 1.0)
+    b_phi = tl.where(m_small, b_q * b_q + 2.0 * b_phi_r, b_expm1 - b_logvar)
+    return b_std, b_expm1, b_phi
+
+
+@triton.jit
+def _exp_terms_f64(b_logvar):
+    m_small = tl.abs(b_logvar) <= 1.0
+    b_exp = tl.exp(b_logvar)
+    b_phi_small = b_logvar * b_logvar * polynomial(b_logvar, PHI_F64)
+    b_expm1 = tl.where(m_small, b_logvar + b_phi_small, b_exp - 1.0)
+    b_phi = tl.where(m_small, b_phi_small, b_expm1 - b_logvar)
+    return tl.exp(0.5 * b_logvar), b_expm1, b_phi
+
+
+@triton.jit
+def expm1(b_logvar):
+    """exp(logvar) - 1."""
+    _, b_expm1, _ = exp_terms(b_logvar)
+    return b_expm1
+
+
+@triton.jit
+def kl_terms(b_mu, b_logvar):
+    """Twice the KL of each element."""
+    _, _, b_phi = exp_terms(b_logvar)
+    return b_mu * b_mu + b_phi
+
+
+@triton.jit
+def clamp(b_logvar, lo, hi):
+    """torch.clamp on a block: NaN passes."""
+    b_lo = tl.full([], lo, b_logvar.dtype)
+    b_hi = tl.full([], hi, b_logvar.dtype)
+    return tl.clamp(b_logvar, b_lo, b_hi, propagate_nan=tl.PropagateNan.ALL)

@@ -1,0 +1,85 @@
+"""Device code: four standard normals from one Philox4x32-10 call.
+
+Philox4x32-10 (Salmon et al. 2011) with key = seed and counter words (offset / 4, group), each 64
+bits wide. Words (w0, w1) and (w2, w3) make one Box-Muller pair each: with u = (w0 + 1/2) 2^-32,
+radius = sqrt(-2 ln u) and angle = 2 pi w1 2^-32, the pair is radius (cos angle, sin angle). All 32
+bits count: tails reach 6.7 sigma and u is never 0.
+
+Element [b, j] is lane j % 4 of group b ceil(D / 4) + j // 4, whatever the block sizes and grid.
+"""
+
+import triton
+import triton.language as tl
+
+from . import coefficients
+from .gaussian import polynomial
+
+LOG_F32 = tl.constexpr(coefficients.LOG_F32)
+SIN_F32 = tl.constexpr(coefficients.SIN_F32)
+COS_F32 = tl.constexpr(coefficients.COS_F32)
+PI = tl.constexpr(3.141592653589793)
+TWO_M32 = tl.constexpr(2.0**-32)
+TWO_M33 = tl.constexpr(2.0**-33)
+
+
+@triton.jit
+def _radius_f32(b_word):
+    # -2 ln u = -2 ln(1 - t); near u = 1 only t, from the signed word, still has its digits.
+    b_t = b_word.to(tl.int32, bitcast=True).to(tl.float32) * -TWO_M32 - TWO_M33
+    b_u = b_word.to(tl.float32) * TWO_M32 + TWO_M33
+    b_near_one = b_t * polynomial(b_t, LOG_F32)
+    b_square = tl.where(b_word >= 0xF0000000, b_near_one, tl.log2(b_u) * -1.3862943611198906)
+    return tl.sqrt(b_square)
+
+
+@triton.jit
+def _pair_f32(b_radius_word, b_angle_word):
+    b_radius = _radius_f32(b_radius_word)
+    # The angle is pi (x + half turns) with x in [-1/2, 1/2); a half turn flips both signs.
+    b_double = b_angle_word << 1
+    b_x = b_double.to(tl.int32, bitcast=True).to(tl.float32) * TWO_M32
+    b_sign = (b_angle_word ^ b_double) & 0x80000000
+    b_radius = (b_radius.to(tl.uint32, bitcast=True) ^ b_sign).to(tl.float32, bitcast=True)
+    b_x2 = b_x * b_x
+    return b_radius * polynomial(b_x2, COS_F32), b_radius * (b_x * polynomial(b_x2, SIN_F32))
+
+
+@triton.jit
+def _pair_f64(b_radius_word, b_angle_word):
+    b_u = b_radius_word.to(tl.float64) * TWO_M32 + TWO_M33
+    b_radius = tl.sqrt(-2.0 * tl.log(b_u))
+    b_angle = b_angle_word.to(tl.int32, bitcast=True).to(tl.float64) * (2.0 * TWO_M32 * PI)
+    return b_radius * tl.cos(b_angle), b_radius * tl.sin(b_angle)
+
+
+@triton.jit
+def normal4(seed, offset, b_group, DTYPE: tl.constexpr):
+    """The four lanes of each group. seed, offset: int64 scalars; b_group: int32 or int64 block."""
+    counter = offset.to(tl.uint64) >> 2
+    x = counter.to(tl.uint32)
+    y = (counter >> 32).to(tl.uint32)
+    b_z = b_group.to(tl.uint32)
+    if b_group.dtype == tl.int64:
+        b_w = (b_group >> 32).to(tl.uint32)
+    else:
+        b_w = tl.zeros_like(b_z)
+    b_w0, b_w1, b_w2, b_w3 = tl.philox(seed, x, y, b_z, b_w)
+    if DTYPE == tl.float64:
+        b_n0, b_n1 = _pair_f64(b_w0, b_w1)
+        b_n2, b_n3 = _pair_f64(b_w2, b_w3)
+    else:
+        b_n0, b_n1 = _pair_f32(b_w0, b_w1)
+        b_n2, b_n3 = _pair_f32(b_w2, b_w3)
+    return b_n0, b_n1, b_n2, b_n3
+
+
+@triton.jit
+def normal_tile(
+    seed, offset, o_row, col, D, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """eps of rows o_row and columns col .. col + COLS (col a multiple of 4): [ROWS, COLS]."""
+    o_group = col // 4 + tl.arange(0, COLS // 4)
+    b_group = o_row[:, None] * ((D + 3) // 4) + o_group[None, :]
+    b_n0, b_n1, b_n2, b_n3 = normal4(seed, offset, b_group, DTYPE)
+    b_lanes = tl.join(tl.join(b_n0, b_n2), tl.join(b_n1, b_n3))
+    return tl.reshape(b_lanes, (ROWS, COLS))

@@ -1,0 +1,54 @@
+"""Device code: sums over programs, finished inside the launch that makes them.
+
+Each program writes its partial sums to scratch and then arrives at a counter; the last to arrive
+adds all partials in a fixed order, so the result does not depend on which one it is. No program
+waits for another, so none need be resident together, and the counter is back at 0 at the end.
+"""
+
+import triton
+import triton.language as tl
+
+SCALARS_AT_ONCE = tl.constexpr(256)
+
+
+@triton.jit
+def arrive(p_counter, count):
+    """True in the last of `count` programs to arrive; it resets the counter for the next launch."""
+    # Triton puts no barrier between stores of a tile and the one thread that does the atomic:
+    # without this one, another program could read partials that are not yet written.
+    tl.debug_barrier()
+    is_last = tl.atomic_add(p_counter, 1, sem="acq_rel") == count - 1
+    if is_last:
+        tl.store(p_counter, 0)
+    return is_last
+
+
+@triton.jit
+def sum_scalars(p_first, count, DTYPE: tl.constexpr):
+    """Sum of `count` scalars that other programs wrote (so past L1: .cg)."""
+    b_sum = tl.zeros([SCALARS_AT_ONCE], DTYPE)
+    for start in range(0, count, SCALARS_AT_ONCE):
+        o_index = start + tl.arange(0, SCALARS_AT_ONCE)
+        b_sum += tl.load(p_first + o_index, o_index < count, 0.0, cache_modifier=".cg")
+    return tl.sum(b_sum)
+
+
+@triton.jit
+def sum_rows(
+    p_first,
+    stride,
+    count,
+    o_col,
+    m_col,
+    DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Column sums of a [count, COLS] block, rows `stride` apart, that other programs wrote."""
+    b_sum = tl.zeros([ROWS, COLS], DTYPE)
+    for start in range(0, count, ROWS):
+        o_row = start + tl.arange(0, ROWS)
+        m_tile = (o_row < count)[:, None] & m_col[None, :]
+        p_tile = p_first + o_row.to(tl.int64)[:, None] * stride + o_col[None, :]
+        b_sum += tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
+    return tl.sum(b_sum, axis=0)

@@ -1,0 +1,44 @@
+"""Shared fixtures. Without a GPU the Triton kernels run under its interpreter, on CPU tensors."""
+
+import os
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+
+from vaekl import _layout
+from vaekl.testing import CONFIGS
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """torch.empty gives NaN (or the largest integer), so that unwritten output shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def device():
+    return DEVICE
+
+
+@pytest.fixture(params=["triton", "eager"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(params=list(CONFIGS))
+def config(request):
+    with _layout.use_config(CONFIGS[request.param]):
+        yield CONFIGS[request.param]
+
+
+@pytest.fixture
+def many_programs():
+    with _layout.use_config(CONFIGS["many"]):
+        yield CONFIGS["many"]

@@ -1,0 +1,31 @@
+"""The polynomials of the kernels are as good as their comments say."""
+
+import math
+
+import numpy as np
+from vaekl.kernels import coefficients as c
+
+
+def test_exp():
+    r = np.linspace(-0.5, 0.5, 4001)
+    r = r[np.abs(r) > 1e-3].astype(np.longdouble)
+    exact = (np.expm1(r) - r) / r**2
+    assert np.max(np.abs(np.polyval(c.EXP_F32, r) / exact - 1)) < 5.5e-8
+
+
+def test_phi():
+    assert tuple(1 / math.factorial(k) for k in range(18, 1, -1)) == c.PHI_F64
+    left_out = sum(1 / math.factorial(k) for k in range(19, 30))
+    assert left_out / (math.exp(-1)) < 2.5e-17
+
+
+def test_log():
+    t = np.linspace(1e-6, 1 / 16, 4001)
+    exact = -2 * np.log1p(-t) / t
+    assert np.max(np.abs(np.polyval(c.LOG_F32, t) / exact - 1)) < 5.4e-8
+
+
+def test_sin_cos():
+    x = np.linspace(-0.5, 0.5, 4001)
+    assert np.max(np.abs(x * np.polyval(c.SIN_F32, x * x) - np.sin(np.pi * x))) < 1.1e-7
+    assert np.max(np.abs(np.polyval(c.COS_F32, x * x) - np.cos(np.pi * x))) < 8.3e-8

@@ -1,0 +1,186 @@
+"""Bad input gives its documented error before any work; odd input gives what plain torch gives."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import vaekl
+from vaekl.reference import torch_reparameterize_kl
+from vaekl.testing import make_inputs
+
+GOOD = torch.zeros(4, 3)
+
+BAD_CALLS = {
+    "mu no tensor": (dict(mu=[1.0]), TypeError, "mu must be a torch.Tensor, got list"),
+    "logvar no tensor": (dict(logvar=1.0), TypeError, "logvar must be a torch.Tensor, got float"),
+    "integer dtype": (dict(mu=GOOD.long()), TypeError, "mu must have one of the dtypes .*int64"),
+    "complex dtype": (dict(logvar=GOOD.cfloat()), TypeError, "logvar must .*complex64"),
+    "sparse": (dict(mu=GOOD.to_sparse()), TypeError, "mu must be a dense .*sparse"),
+    "shapes differ": (dict(logvar=GOOD[:2]), ValueError, r"logvar .*\(4, 3\); got \(2, 3\)"),
+    "no broadcasting": (dict(logvar=GOOD[:1]), ValueError, r"expand it first"),
+    "devices differ": (dict(logvar=GOOD.to("meta")), ValueError, "logvar .*device of mu, .*meta"),
+    "reduction": (dict(reduction="avg"), ValueError, "reduction must be one of 'none', .*'avg'"),
+    "reduction None": (dict(reduction=None), ValueError, "reduction must be one of"),
+    "mean_over": (dict(mean_over="rows"), ValueError, "mean_over must be one of .*'rows'"),
+    "mean_over unused": (
+        dict(mean_over="rows", kl_of_mean=False), ValueError, "mean_over must be one of",
+    ),
+    "batch_dims high": (dict(batch_dims=3), ValueError, r"batch_dims .* \[0, 2\].*\(4, 3\)"),
+    "batch_dims low": (dict(batch_dims=-1), ValueError, "batch_dims must be in"),
+    "batch_dims float": (dict(batch_dims=1.0), TypeError, "batch_dims must be an int, got float"),
+    "batch_dims bool": (dict(batch_dims=True), TypeError, "batch_dims must be an int, got bool"),
+    "two noises": (dict(eps=GOOD, seed=1), ValueError, "at most one .* eps and seed"),
+    "two sources": (
+        dict(generator=torch.Generator(), seed=1), ValueError, "at most one .* generator and seed",
+    ),
+    "eps shape": (dict(eps=GOOD[:1]), ValueError, r"eps must have the shape of mu"),
+    "eps dtype": (dict(eps=GOOD.int()), TypeError, "eps must have one of the dtypes"),
+    "seed type": (dict(seed=1.5), TypeError, "seed must be an int, got float"),
+    "seed tensor": (dict(seed=torch.tensor(1)), TypeError, "seed must be an int, got Tensor"),
+    "seed range": (dict(seed=2**64), ValueError, "seed must be in"),
+    "generator": (dict(generator=5), TypeError, "generator must be a torch.Generator, got int"),
+    "clamp number": (dict(clamp=3.0), TypeError, r"clamp must be a pair \(lo, hi\)"),
+    "clamp triple": (dict(clamp=(1, 2, 3)), TypeError, "clamp must be a pair"),
+    "clamp text": (dict(clamp="ab"), TypeError, "clamp must be a pair"),
+    "clamp content": (dict(clamp=("a", 1)), TypeError, "clamp bounds must be numbers"),
+    "clamp order": (dict(clamp=(1.0, -1.0)), ValueError, "clamp needs lo <= hi"),
+    "clamp nan": (dict(clamp=(math.nan, 1.0)), ValueError, "clamp needs lo <= hi"),
+    "backend": (dict(backend="cuda"), ValueError, "backend must be one of .*'cuda'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BAD_CALLS))
+def test_bad_input(case, device):
+    arguments, error, message = BAD_CALLS[case]
+    arguments = {"mu": GOOD, "logvar": GOOD, **arguments}
+    before = torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        vaekl.reparameterize_kl(arguments.pop("mu"), arguments.pop("logvar"), **arguments)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "function", [vaekl.reparameterize, vaekl.kl_loss, vaekl.kl_of_mean], ids=lambda f: f.__name__
+)
+def test_every_function_checks(function):
+    with pytest.raises(TypeError, match=r"mu must be a torch\.Tensor"):
+        function(None, GOOD)
+    with pytest.raises(ValueError, match=r"logvar must have the shape"):
+        function(GOOD, GOOD[:1])
+    with pytest.raises(ValueError, match="backend must be one of"):
+        function(GOOD, GOOD, backend="no")
+    with pytest.raises(ValueError, match="clamp needs"):
+        function(GOOD, GOOD, clamp=(1, 0))
+    for option in ("reduction", "mean_over"):
+        if option in function.__kwdefaults__:
+            with pytest.raises(ValueError, match=f"{option} must be one of"):
+                function(GOOD, GOOD, **{option: None})
+
+
+def test_triton_on_a_cpu_tensor_needs_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    message = re.escape("backend='triton' needs tensors on a CUDA or ROCm device, got cpu")
+    with pytest.raises(ValueError, match=message):
+        vaekl.kl_loss(GOOD, GOOD, backend="triton")
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean"])
+@pytest.mark.parametrize("mean_over", ["batch", "all"])
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (0, 2, 3)])
+def test_nothing_in_as_plain_torch(shape, reduction, mean_over, backend, device):
+    mu, logvar = (t.requires_grad_() for t in make_inputs(shape, device=device))
+    eps = torch.zeros(shape, device=device)
+    out = vaekl.reparameterize_kl(
+        mu, logvar, reduction=reduction, mean_over=mean_over, backend=backend
+    )
+    plain = torch_reparameterize_kl(mu, logvar, eps, reduction=reduction, mean_over=mean_over)
+    for ours, theirs in zip(out, plain):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    out.z.sum().backward()
+    assert mu.grad.shape == shape
+
+
+def test_empty_batch_and_event_by_name(backend, device):
+    """Design §2: none gives an empty, sum 0, means NaN; no event, no KL."""
+    empty = torch.zeros(0, 3, device=device)
+    options = {"backend": backend}
+    assert vaekl.kl_loss(empty, empty, reduction="none", **options).shape == (0,)
+    assert vaekl.kl_loss(empty, empty, reduction="sum", **options) == 0
+    assert vaekl.kl_loss(empty, empty, **options).isnan()
+    assert vaekl.kl_of_mean(empty, empty, **options).isnan()
+    flat = torch.zeros(4, 0, device=device)
+    assert vaekl.kl_loss(flat, flat, **options) == 0
+    assert torch.equal(
+        vaekl.kl_loss(flat, flat, reduction="none", **options), torch.zeros(4, device=device)
+    )
+    assert vaekl.kl_of_mean(flat, flat, **options) == 0
+
+
+SPECIAL = [math.nan, math.inf, -math.inf, 200.0, -200.0, 88.6, -88.0, 177.0, 0.0, -0.0, 30.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clamp", [None, (-30.0, 20.0)])
+def test_special_values_as_plain_torch(dtype, clamp, backend, device):
+    """NaN, inf and overflow: the same in the same places, values and gradients."""
+    grid = torch.tensor([(m, v) for m in SPECIAL for v in SPECIAL], dtype=dtype, device=device)
+    grid = grid[:, None]
+    eps = torch.full((len(grid), 1), 1.5, dtype=dtype, device=device)
+    results = []
+    for function in (vaekl.reparameterize_kl, torch_reparameterize_kl):
+        mu, logvar = grid[..., 0].clone().requires_grad_(), grid[..., 1].clone().requires_grad_()
+        options = {"backend": backend} if function is vaekl.reparameterize_kl else {}
+        out = function(mu, logvar, eps=eps, reduction="none", clamp=clamp, **options)
+        torch.autograd.backward([out[0], out[1]], [torch.ones_like(eps), torch.ones_like(out[1])])
+        results.append([t.detach().cpu() for t in (out[0], out[1], mu.grad, logvar.grad)])
+    for name, ours, theirs in zip(("z", "kl", "dmu", "dlogvar"), *results):
+        # exp is good to a few units at either end of the range; below e^-87 float32 gives 0.
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-5, atol=1e-36, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_nan_stays_in_its_row_and_column(backend, many_programs, device):
+    mu, logvar = make_inputs((6, 12), device=device)
+    mu[3, 7] = math.nan
+    out = vaekl.reparameterize_kl(mu, logvar, reduction="none", seed=1, backend=backend)
+    assert out.kl.isnan().nonzero().flatten().tolist() == [3]
+    assert out.z.isnan().nonzero().tolist() == [[3, 7]]
+    assert out.kl_of_mean.isnan()
+
+
+def test_zero_dimensional_and_all_batch(backend, device):
+    mu = torch.tensor(0.5, device=device)
+    logvar = torch.tensor(-0.3, device=device)
+    z, kl, of_mean = vaekl.reparameterize_kl(mu, logvar, batch_dims=0, seed=1, backend=backend)
+    expected = 0.5 * (0.25 + math.exp(-0.3) - 1 + 0.3)
+    assert z.shape == ()
+    assert kl.item() == pytest.approx(expected, rel=1e-6)
+    assert of_mean.item() == pytest.approx(expected, rel=1e-6)
+    assert vaekl.reparameterize(mu, logvar, seed=1, backend=backend).shape == ()
+    mu, logvar = make_inputs((2, 3), device=device)
+    rows = vaekl.kl_loss(mu, logvar, batch_dims=2, reduction="none", backend=backend)
+    elements = 0.5 * (mu**2 + logvar.exp() - 1 - logvar)
+    torch.testing.assert_close(rows, elements)
+
+
+def test_result_is_a_named_tuple(backend, device):
+    mu, logvar = make_inputs((2, 3), device=device)
+    out = vaekl.reparameterize_kl(mu, logvar, backend=backend)
+    assert isinstance(out, vaekl.ReparamKL)
+    assert out._fields == ("z", "kl", "kl_of_mean")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kl_is_float32_for_half_and_under_autocast(dtype, backend, device):
+    mu, logvar = make_inputs((4, 256), dtype=dtype, scale=4, device=device)
+    big = torch.full_like(mu, 30.0)
+    out = vaekl.reparameterize_kl(big, logvar, reduction="sum", backend=backend)
+    assert out.kl.dtype == torch.float32
+    assert out.kl > np.float32(70_000)  # float16 would be inf
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = vaekl.reparameterize_kl(mu, logvar, backend=backend)
+    assert (out.z.dtype, out.kl.dtype, out.kl_of_mean.dtype) == (dtype, *[torch.float32] * 2)

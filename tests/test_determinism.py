@@ -1,0 +1,121 @@
+"""The same call gives the same bits, and nothing that is passed in or saved is changed."""
+
+import pytest
+import torch
+
+import vaekl
+from vaekl import _launch, _layout
+from vaekl.testing import CONFIGS, make_inputs
+
+
+def run(mu, logvar, upstream, backend, **options):
+    mu, logvar = (t.detach().requires_grad_() for t in (mu, logvar))
+    out = vaekl.reparameterize_kl(mu, logvar, seed=3, backend=backend, **options)
+    torch.autograd.backward(tuple(out), upstream)
+    return (*out, mu.grad, logvar.grad)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("mean_over", ["batch", "all"])
+def test_repeated_calls_are_bitwise_equal(reduction, mean_over, backend, config, device):
+    mu, logvar = make_inputs((9, 22), device=device)
+    upstream = [torch.randn(9, 22), torch.randn(9 if reduction == "none" else ()), torch.randn(())]
+    upstream = [g.to(device) for g in upstream]
+    options = {"reduction": reduction, "mean_over": mean_over}
+    first = run(mu, logvar, upstream, backend, **options)
+    for _ in range(2):
+        for a, b in zip(first, run(mu, logvar, upstream, backend, **options)):
+            assert torch.equal(a, b)
+            assert torch.isfinite(a).all()
+
+
+def test_inputs_and_saved_tensors_are_not_changed(backend, many_programs, device):
+    mu, logvar = make_inputs((5, 12), device=device)
+    eps = make_inputs((5, 12), device=device, seed=4)[0]
+    tensors = [t.requires_grad_() for t in (mu, logvar, eps)]
+    copies = [t.detach().clone() for t in tensors]
+    out = vaekl.reparameterize_kl(mu, logvar, eps=eps, clamp=(-1, 1), backend=backend)
+    kept = [o.detach().clone() for o in out]
+    upstream = [torch.randn_like(o) for o in out]
+    sent = [g.clone() for g in upstream]
+    torch.autograd.backward(tuple(out), upstream)
+    for now, before in zip((*tensors, *out, *upstream), (*copies, *kept, *sent)):
+        assert torch.equal(now.detach(), before)
+
+
+def test_backward_twice(backend, many_programs, device):
+    mu, logvar = (t.requires_grad_() for t in make_inputs((5, 12), device=device))
+    out = vaekl.reparameterize_kl(mu, logvar, backend=backend)
+    upstream = [torch.randn_like(o) for o in out]
+    gradients = [
+        torch.autograd.grad(tuple(out), (mu, logvar), upstream, retain_graph=True) for _ in range(3)
+    ]
+    for again in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(again, gradients[0]))
+
+
+def test_counters_are_zero_after_every_launch(device):
+    mu, logvar = make_inputs((9, 22), device=device)
+    with _layout.use_config(CONFIGS["many"]):
+        for reduction in ("none", "mean"):
+            for mean_over in ("batch", "all"):
+                vaekl.reparameterize_kl(
+                    mu, logvar, reduction=reduction, mean_over=mean_over, backend="triton"
+                )
+                for buffer in _launch._counters._buffers.values():
+                    assert not buffer.any()
+
+
+def test_a_failed_launch_does_not_poison_the_next(device, monkeypatch):
+    """Counts left behind by a launch that died half way are thrown away."""
+    mu, logvar = make_inputs((9, 22), device=device)
+    with _layout.use_config(CONFIGS["many"]):
+        expected = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="triton")
+
+        class Dies:
+            def __getitem__(self, grid):
+                def launch(p_counters, **kwargs):
+                    p_counters += 1
+                    raise KeyboardInterrupt
+
+                return launch
+
+        monkeypatch.setattr(_launch, "forward_kernel", Dies())
+        with pytest.raises(KeyboardInterrupt):
+            vaekl.reparameterize_kl(mu, logvar, seed=1, backend="triton")
+        monkeypatch.undo()
+        again = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="triton")
+    assert all(torch.equal(a, b) for a, b in zip(expected, again))
+
+
+def test_nothing_is_saved_without_grad(backend, device):
+    mu, logvar = (t.requires_grad_() for t in make_inputs((5, 12), device=device))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        with torch.no_grad():
+            out = vaekl.reparameterize_kl(mu, logvar, backend=backend)
+        assert not saved
+        assert not any(o.requires_grad for o in out)
+        vaekl.reparameterize_kl(mu.detach(), logvar.detach(), backend=backend)
+        assert not saved
+        vaekl.reparameterize_kl(mu, logvar, backend=backend)
+        assert saved
+
+
+def test_the_kernels_save_nothing_of_the_inputs_size(device):
+    """Bytes kept for backward: the inputs by reference, a key and two mean vectors."""
+    mu, logvar = (t.requires_grad_() for t in make_inputs((64, 12), device=device))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        vaekl.reparameterize_kl(mu, logvar, backend="triton")
+    own = [t for t in saved if t.data_ptr() not in (mu.data_ptr(), logvar.data_ptr())]
+    assert sum(t.numel() for t in own) == 2 + 2 * 12
+
+
+def test_changing_an_input_before_backward_is_noticed(backend, device):
+    mu, logvar = (t.requires_grad_() for t in make_inputs((5, 12), device=device))
+    double = 2 * mu
+    kl = vaekl.kl_loss(double, logvar, backend=backend)
+    double += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kl.backward()

@@ -1,0 +1,238 @@
+"""The noise contract of design: known answers, every backend against the oracle, statistics."""
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from scipy import stats
+from vaekl.kernels.philox import _pair_f32, normal_tile
+
+import vaekl
+from vaekl import _eager, _layout
+from vaekl.reference import normal, philox4x32, to_numpy
+from vaekl.testing import EPS_BUDGET
+
+SEEDS = [0, 1, -1, 2**63 + 5, 0x0123_4567_89AB_CDEF]
+DTYPES = [torch.float32, torch.float64]
+
+
+def drawn(shape, *, backend, dtype=torch.float32, device="cpu", **noise):
+    """eps itself: z for mu = logvar = 0."""
+    zero = torch.zeros(shape, dtype=dtype, device=device)
+    return vaekl.reparameterize(zero, zero, backend=backend, **noise)
+
+
+@triton.jit
+def tile_kernel(
+    p_out, seed: tl.int64, offset: tl.int64, first_row, D, DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """normal_tile as the kernels call it, for keys and rows that no launcher would reach."""
+    o_row = first_row + tl.arange(0, ROWS)
+    if WIDE:
+        o_row = o_row.to(tl.int64)
+    b_eps = normal_tile(seed, offset, o_row, 0, D, DTYPE, ROWS, COLS)
+    o_out = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    tl.store(p_out + o_out, b_eps)
+
+
+def tile(seed, offset, first_row, rows, cols, device, dtype=torch.float32, wide=False):
+    out = torch.empty(rows, cols, dtype=dtype, device=device)
+    kind = tl.float64 if dtype == torch.float64 else tl.float32
+    tile_kernel[(1,)](out, seed, offset, first_row, cols, kind, rows, cols, wide)
+    return to_numpy(out)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_known_answers(counter, key, words):
+    """Random123's test vectors (Salmon et al. 2011, kat_vectors)."""
+    assert tuple(philox4x32(np.array(counter, dtype=np.uint32), key)) == words
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_seed_gives_the_oracles_noise(seed, dtype, backend, config, device):
+    eps = drawn((6, 13), backend=backend, dtype=dtype, device=device, seed=seed)
+    assert np.max(np.abs(to_numpy(eps) - normal(seed, 0, 6, 13))) <= EPS_BUDGET[dtype]
+
+
+@pytest.mark.parametrize("offset", [4, 2**33, 2**62 + 2**34 + 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_word_of_the_counter(offset, dtype, device):
+    """Offsets and rows that need their high words, in the kernel and in eager's twin."""
+    expected = normal(7, offset, 4, 8)
+    assert np.max(np.abs(tile(7, offset, 0, 4, 8, device, dtype) - expected)) <= EPS_BUDGET[dtype]
+    twin = _eager.philox_normal(7, offset, 4, 8, dtype, torch.device(device))
+    assert np.max(np.abs(to_numpy(twin) - expected)) <= EPS_BUDGET[dtype]
+
+
+def test_groups_past_32_bits(device):
+    """Row 2^33 of an event of 8: the group index has a high word."""
+    row = 2**33 + 1
+    group = np.array([2 * row, 2 * row + 1], dtype=np.uint64)
+    counter = np.zeros((2, 4), dtype=np.uint32)
+    counter[:, 2] = group & np.uint64(0xFFFFFFFF)
+    counter[:, 3] = group >> np.uint64(32)
+    words = philox4x32(counter, (7, 0)).astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[:, ::2] + 0.5) / 2**32))
+    angle = 2 * np.pi * words[:, 1::2] / 2**32
+    expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(8)
+    actual = tile(7, 0, row, 1, 8, device, wide=True)[0]
+    assert np.max(np.abs(actual - expected)) <= EPS_BUDGET[torch.float32]
+
+
+def test_block_sizes_do_not_matter(device):
+    shape = (9, 22)
+    whole = drawn(shape, backend="triton", device=device, seed=3)
+    for config in (
+        _layout.Config(tile=16, max_cols=4, small=0, programs=6),
+        _layout.Config(tile=64, max_cols=32, small=0, programs=64),
+        _layout.Config(num_warps=1),
+    ):
+        with _layout.use_config(config):
+            assert torch.equal(drawn(shape, backend="triton", device=device, seed=3), whole)
+
+
+def test_strides_do_not_matter(backend, device):
+    shape = (4, 3, 2, 5)
+    whole = drawn(shape, backend=backend, device=device, seed=3)
+    zero = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+    assert torch.equal(vaekl.reparameterize(zero, zero, seed=3, backend=backend), whole)
+    flat = drawn((4, 30), backend=backend, device=device, seed=3)
+    assert torch.equal(flat.view(shape), whole)
+
+
+def test_slices_of_rows_can_be_drawn_apart(backend, device):
+    whole = drawn((8, 10), backend=backend, device=device, seed=3)
+    assert torch.equal(drawn((3, 10), backend=backend, device=device, seed=3), whole[:3])
+    if backend == "triton":
+        rows = tile(3, 0, 4, 4, 16, device)
+        assert np.max(np.abs(rows - normal(3, 0, 8, 16)[4:])) <= EPS_BUDGET[torch.float32]
+
+
+@pytest.fixture(scope="module")
+def million():
+    """2^20 draws of the kernel: 2^10 rows of 2^10, one program."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with _layout.use_config(_layout.Config(tile=2**20, max_cols=2**10, small=2**21)):
+        zero = torch.zeros(2**10, 2**10, device=device)
+        return [
+            to_numpy(vaekl.reparameterize(zero, zero, seed=s, backend="triton")) for s in (21, 22)
+        ]
+
+
+def test_kernel_equals_oracle_over_a_million_draws(million):
+    error = np.abs(million[0] - normal(21, 0, 2**10, 2**10))
+    assert np.max(error) <= EPS_BUDGET[torch.float32]
+
+
+def test_moments(million):
+    """The first four, each within 5 standard errors."""
+    for eps in million:
+        n = eps.size
+        assert abs(eps.mean()) < 5 / np.sqrt(n)
+        assert abs(np.mean(eps**2) - 1) < 5 * np.sqrt(2 / n)
+        assert abs(np.mean(eps**3)) < 5 * np.sqrt(15 / n)
+        assert abs(np.mean(eps**4) - 3) < 5 * np.sqrt(96 / n)
+
+
+def test_distribution(million):
+    """Kolmogorov-Smirnov over all draws and for each lane; the tail beyond 4 sigma."""
+    for eps in million:
+        assert stats.kstest(eps.ravel(), "norm").pvalue > 1e-4
+        for lane in range(4):
+            assert stats.kstest(eps[:, lane::4].ravel(), "norm").pvalue > 1e-4
+        tail = np.sum(np.abs(eps) > 4)
+        assert stats.binomtest(int(tail), eps.size, 2 * stats.norm.sf(4)).pvalue > 1e-4
+
+
+def test_no_correlation(million):
+    """Between lanes, neighbouring columns, neighbouring rows, squares of a pair, and two calls."""
+    a, b = million
+    pairs = [(a[:, i::4], a[:, j::4]) for i in range(4) for j in range(i)]
+    pairs += [
+        (a[:, 0::4] ** 2 - 1, a[:, 1::4] ** 2 - 1),
+        (a[:, 2::4] ** 2 - 1, a[:, 3::4] ** 2 - 1),
+    ]
+    pairs += [(a[:, :-1], a[:, 1:]), (a[:, :-4], a[:, 4:]), (a[:-1], a[1:]), (a, b)]
+    for x, y in pairs:
+        limit = 5 / np.sqrt(x.size)
+        assert abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < limit
+
+
+def test_all_bits_reach_the_tail():
+    """Word 0 gives 6.66 sigma; a 24-bit uniform would stop at 5.8. Word 2^32 - 1 is not log 0."""
+    words = np.array([0, 2**32 - 1, 2**31, 0xF0000000, 0xEFFFFFFF], dtype=np.uint32)
+    radius = np.sqrt(-2 * np.log((words + 0.5) / 2.0**32))
+    assert radius[0] > 6.6
+    assert np.all(np.isfinite(radius))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = torch.empty(8, dtype=torch.float32, device=device)
+    padded = torch.zeros(8, dtype=torch.int64)
+    padded[:5] = torch.from_numpy(words.astype(np.int64))
+    padded = torch.where(padded >= 2**31, padded - 2**32, padded).to(device, torch.int32)
+    radius_kernel[(1,)](out, padded)
+    assert np.max(np.abs(to_numpy(out[:5]) - radius)) <= EPS_BUDGET[torch.float32]
+
+
+@triton.jit
+def radius_kernel(p_out, p_words):
+    """The pair at angle 0, whose cosine lane is the radius."""
+    o = tl.arange(0, 8)
+    b_word = tl.load(p_words + o).to(tl.uint32, bitcast=True)
+    b_cos, _ = _pair_f32(b_word, tl.zeros_like(b_word))
+    tl.store(p_out + o, b_cos)
+
+
+def test_manual_seed_reproduces_and_calls_differ(backend, device):
+    torch.manual_seed(5)
+    first, second = (drawn((3, 4), backend=backend, device=device) for _ in range(2))
+    assert not torch.equal(first, second)
+    torch.manual_seed(5)
+    assert torch.equal(drawn((3, 4), backend=backend, device=device), first)
+    assert torch.equal(drawn((3, 4), backend=backend, device=device), second)
+
+
+def test_generator_is_used_and_nothing_else(backend, device):
+    generator = torch.Generator(device).manual_seed(5)
+    state = torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+    first, second = (
+        drawn((3, 4), backend=backend, device=device, generator=generator) for _ in range(2)
+    )
+    assert not torch.equal(first, second)
+    after = torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+    assert torch.equal(after, state)
+    generator.manual_seed(5)
+    assert torch.equal(drawn((3, 4), backend=backend, device=device, generator=generator), first)
+
+
+def test_seed_and_eps_touch_no_generator(backend, device):
+    zero = torch.zeros(3, 4, device=device)
+    before = torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+    drawn((3, 4), backend=backend, device=device, seed=1)
+    vaekl.reparameterize_kl(zero, zero, eps=zero, backend=backend)
+    vaekl.kl_loss(zero, zero, backend=backend)
+    after = torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+    assert torch.equal(before, after)
+
+
+def test_backward_uses_the_noise_of_forward(backend, many_programs, device):
+    """With the default generator: dz/dlogvar = std eps / 2 = (z - mu) / 2."""
+    mu = torch.randn(5, 11, dtype=torch.float64, device=device)
+    logvar = torch.randn(5, 11, dtype=torch.float64, device=device, requires_grad=True)
+    first = vaekl.reparameterize(mu, logvar, backend=backend)
+    vaekl.reparameterize(mu, logvar, backend=backend)  # moves the generator on
+    first.sum().backward()
+    torch.testing.assert_close(logvar.grad, 0.5 * (first - mu).detach(), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,135 @@
+"""Host geometry: how strided tensors become rows x columns, and how those become a grid.
+
+Everything here is arithmetic on sizes, cached by its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+Strides = tuple[int, ...]
+
+
+class View(NamedTuple):
+    """Tensors of one shape as [batch, event / inner, inner], with one stride each per axis."""
+
+    batch: int
+    event: int
+    inner: int
+    strides: tuple[tuple[int, int, int], ...]
+    wide: bool  # an offset may pass 2^31
+
+    @property
+    def split(self) -> bool:
+        return self.inner != self.event
+
+
+class Grid(NamedTuple):
+    """Column tiles x row ranges, and the block that walks down them."""
+
+    tiles: int
+    ranges: int
+    rows_per_range: int
+    block_rows: int
+    block_cols: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Block choice. One default; tests set others to reach every path with small inputs."""
+
+    tile: int = 1024  # elements of a block
+    max_cols: int = 128  # columns of a block, while the batch fills its rows
+    small: int = 4096  # padded elements that one program takes alone
+    programs: int = 528  # at most (or one per column tile): 4 for each of an H100's 132 SMs
+    num_warps: int = 4
+
+
+_config = Config()
+
+
+def current_config() -> Config:
+    return _config
+
+
+@contextmanager
+def use_config(config: Config) -> Iterator[None]:
+    """Launch with another block choice. Results agree to rounding; noise to the bit."""
+    global _config
+    previous, _config = _config, config
+    try:
+        yield
+    finally:
+        _config = previous
+
+
+def _merge(shape: tuple[int, ...], strides: tuple[Strides, ...], axes: range) -> list[list[int]]:
+    """Axes as [size, stride per tensor], neighbours joined where one stride serves every tensor."""
+    merged: list[list[int]] = []
+    for axis in axes:
+        size = shape[axis]
+        if size == 1:
+            continue
+        step = [s[axis] for s in strides]
+        if merged and all(a == b * size for a, b in zip(merged[-1][1:], step)):
+            merged[-1] = [merged[-1][0] * size, *step]
+        else:
+            merged.append([size, *step])
+    return merged
+
+
+@lru_cache(maxsize=4096)
+def view(shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...]) -> View | None:
+    """The common View of tensors with these strides, or None where three strides are too few."""
+    count = len(strides)
+    rows = _merge(shape, strides, range(batch_dims))
+    columns = _merge(shape, strides, range(batch_dims, len(shape)))
+    if len(rows) > 1 or len(columns) > 2:
+        return None
+    one = [1] + [0] * count
+    row = rows[0] if rows else one
+    if len(columns) < 2:
+        columns = [one, *(columns or [[1] + [1] * count])]
+    outer, inner = columns
+    span = max(
+        sum((axis[0] - 1) * abs(axis[i + 1]) for axis in (row, outer, inner)) for i in range(count)
+    )
+    event = outer[0] * inner[0]
+    return View(
+        batch=row[0],
+        event=event,
+        inner=inner[0],
+        strides=tuple((row[i + 1], outer[i + 1], inner[i + 1]) for i in range(count)),
+        # Some room for the masked rows past the end.
+        wide=max(span, row[0] * event) >= 2**31 - 2**24,
+    )
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@lru_cache(maxsize=4096)
+def grid(batch: int, event: int, config: Config) -> Grid:
+    """Blocks as wide as the event up to a limit, wider where the batch is short."""
+    block_cols = min(max(_power_of_2(event), 4), config.max_cols)
+    block_rows = min(max(config.tile // block_cols, 1), _power_of_2(batch))
+    block_cols = min(max(_power_of_2(event), 4), max(config.tile // block_rows, 4))
+    tiles = -(-event // block_cols)
+    blocks = -(-batch // block_rows)
+    if tiles == 1 and blocks * block_rows * block_cols <= config.small:
+        ranges = 1
+    else:
+        ranges = min(blocks, max(config.programs // tiles, 1))
+    blocks_per_range = -(-blocks // ranges)
+    return Grid(
+        tiles=tiles,
+        ranges=-(-blocks // blocks_per_range),
+        rows_per_range=blocks_per_range * block_rows,
+        block_rows=block_rows,
+        block_cols=block_cols,
+    )

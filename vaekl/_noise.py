@@ -1,0 +1,34 @@
+"""Where the noise key (seed, offset) of a call comes from.
+
+The stream itself is fixed by ``vaekl.kernels.philox``. ``seed=`` is the key (seed, 0); a CUDA
+generator gives its own Philox seed and offset and advances by 4; a CPU generator gives 64 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Key = tuple[int, int, torch.Tensor | None]
+
+
+def signed64(seed: int) -> int:
+    """The int64 with the bits of `seed`, as torch.manual_seed takes seeds in [-2^63, 2^64)."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def draw_key(device: torch.device, generator: torch.Generator | None, seed: int | None) -> Key:
+    """(seed, offset, None), or (0, 0, int64[2] on the device) while a CUDA graph is captured."""
+    if seed is not None:
+        return seed, 0, None
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            # Generator state may not be read here; each replay must read a key of its own.
+            key = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=device)
+            return 0, 0, key
+        if generator is None:
+            generator = torch.cuda.default_generators[device.index]
+        offset = generator.get_offset()
+        generator.set_offset(offset + 4)
+        return signed64(generator.initial_seed()), offset, None
+    word = torch.empty((), dtype=torch.int64)
+    return int(word.random_(-(2**63), None, generator=generator)), 0, None

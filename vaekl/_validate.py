@@ -1,0 +1,128 @@
+"""Checks of user input: every error names the argument and what was seen, before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._options import DTYPES
+
+REDUCTIONS = ("none", "sum", "batchmean", "mean")
+MEANS_OVER = ("batch", "all")
+BACKENDS = ("auto", "triton", "eager")
+
+
+def _tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        names = ", ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"{name} must have one of the dtypes {names}; got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+
+
+def _alike(name: str, value: Tensor, mu: Tensor) -> None:
+    if value.shape != mu.shape:
+        raise ValueError(
+            f"{name} must have the shape of mu, {tuple(mu.shape)}; got {tuple(value.shape)}"
+            + (" (expand it first: .expand_as(mu) costs no memory)" if name == "logvar" else "")
+        )
+    if value.device != mu.device:
+        raise ValueError(f"{name} must be on the device of mu, {mu.device}; got {value.device}")
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """A string out of a few."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def parameters(mu: Any, logvar: Any, batch_dims: Any) -> None:
+    """mu and logvar fit each other, and batch_dims fits them."""
+    _tensor("mu", mu)
+    _tensor("logvar", logvar)
+    _alike("logvar", logvar, mu)
+    integer("batch_dims", batch_dims, 0, mu.dim(), f" (mu has shape {tuple(mu.shape)})")
+
+
+def integer(name: str, value: Any, low: int, high: int, why: str = "") -> None:
+    """An int, no bool, within [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}]{why}; got {value}")
+
+
+def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> None:
+    """At most one source of noise, and one that fits mu."""
+    given = {"eps": eps, "generator": generator, "seed": seed}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ValueError(f"give at most one of eps, generator and seed; got {' and '.join(names)}")
+    if eps is not None:
+        _tensor("eps", eps)
+        _alike("eps", eps, mu)
+    if seed is not None:
+        integer("seed", seed, -(2**63), 2**64 - 1)
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        if generator.device.type != mu.device.type:
+            raise ValueError(
+                f"generator must be on the device of mu, {mu.device}; got {generator.device}"
+            )
+
+
+def clamp_bounds(clamp: Any) -> tuple[float, float] | None:
+    """(lo, hi) as floats; None in either place is no bound."""
+    if clamp is None:
+        return None
+    if not isinstance(clamp, Sequence) or isinstance(clamp, str) or len(clamp) != 2:
+        raise TypeError(f"clamp must be a pair (lo, hi) or None, got {clamp!r}")
+    bounds = []
+    for value, unbounded in zip(clamp, (-float("inf"), float("inf"))):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"clamp bounds must be numbers or None, got {clamp!r}")
+        bounds.append(unbounded if value is None else float(value))
+    lo, hi = bounds
+    if not lo <= hi:
+        raise ValueError(f"clamp needs lo <= hi, got {clamp!r}")
+    return lo, hi
+
+
+@lru_cache
+def has_triton() -> bool:
+    """Is triton installed (not imported here)?"""
+    return importlib.util.find_spec("triton") is not None
+
+
+def resolve_backend(backend: Any, device: torch.device) -> str:
+    """The backend that runs: "triton" or "eager".
+
+    Raises:
+        ValueError: an unknown name, or triton asked for on a device that it cannot use.
+        ModuleNotFoundError: triton asked for and not installed.
+    """
+    choice("backend", backend, BACKENDS)
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and has_triton() else "eager"
+    if backend == "triton":
+        if not has_triton():
+            raise ModuleNotFoundError("backend='triton' needs triton: pip install 'triton>=3.6'")
+        if device.type not in ("cuda", "meta") and not _interpreting():
+            raise ValueError(
+                f"backend='triton' needs tensors on a CUDA or ROCm device, got {device} (set "
+                "TRITON_INTERPRET=1 before importing triton to run the kernels on the CPU, slowly)"
+            )
+    return str(backend)
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")

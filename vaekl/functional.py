@@ -1,0 +1,179 @@
+"""The public functions: documentation, validation, and a call of the operator."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from . import _ops, _validate
+from ._options import Options
+
+
+class ReparamKL(NamedTuple):
+    """What :func:`reparameterize_kl` returns."""
+
+    z: Tensor
+    """The sample, of mu's shape."""
+    kl: Tensor
+    """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
+    kl_of_mean: Tensor | None
+    """KL of the mean parameters in nats; None if not asked for."""
+
+
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str = "batchmean",
+    kl_of_mean: bool = True,
+    mean_over: str = "batch",
+    batch_dims: int = 1,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    clamp: tuple[float | None, float | None] | None = None,
+    backend: str = "auto",
+) -> ReparamKL:
+    r"""Sample a diagonal Gaussian posterior and take both KL terms, in one pass.
+
+    With k(m, l) = (m² + e^l − 1 − l) / 2, the KL from N(m, e^l) to N(0, 1) (Kingma & Welling
+    2013, appendix B), B samples and D elements per event:
+
+    - ``z = mu + exp(logvar / 2) * eps``
+    - ``kl[b] = sum_d k(mu[b, d], logvar[b, d])``, reduced over b; its mean is the ELBO's term
+    - ``kl_of_mean = sum_d k(mean_b mu, mean_b logvar) <= mean of kl``: a diagnostic
+
+    Args:
+        mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
+            Strided, expanded and channels-last tensors are read in place.
+        logvar: Log variances, the shape and device of mu.
+        reduction: Of kl. ``"none"``: one per sample, of shape ``mu.shape[:batch_dims]``;
+            ``"sum"``; ``"batchmean"``: sum / B; ``"mean"``: sum / (B D).
+        kl_of_mean: Whether to compute kl_of_mean; None is returned for it otherwise.
+        mean_over: ``"batch"``: parameters are averaged over samples, one mean per event element;
+            ``"all"``: over every element, one pair.
+        batch_dims: Number of leading axes that index samples.
+        eps: Noise to use, the shape and device of mu. Gets a gradient if it requires one.
+        generator: Source of the noise, on mu's device. Default: torch's own.
+        seed: Noise of this seed, a pure function of (seed, b, d); no generator is touched.
+            At most one of eps, generator and seed.
+        clamp: (lo, hi) bounds on logvar as in torch.clamp (None: no bound on that side), for z
+            and both KLs; the gradient of logvar is 0 outside.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+
+    Returns:
+        :class:`ReparamKL` (z, kl, kl_of_mean). z has the dtype of ``mu + std * eps``; the KLs
+        are float32, or float64 if any input is, in nats.
+
+    Raises:
+        TypeError: An argument of the wrong type or dtype.
+        ValueError: A shape, device, option or combination that does not fit.
+        ModuleNotFoundError: A backend asked for by name is not installed.
+    """
+    _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+    _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    results: Any = compute(
+        mu,
+        logvar,
+        reduction=reduction,
+        mean_over=mean_over if kl_of_mean else None,
+        batch_dims=batch_dims,
+        noise=(eps, generator, seed),
+        clamp=clamp,
+        backend=backend,
+    )
+    return ReparamKL(*results)
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    clamp: tuple[float | None, float | None] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``z = mu + exp(logvar / 2) * eps`` (Kingma & Welling 2013), of mu's shape.
+
+    Arguments and errors as in :func:`reparameterize_kl`. The first axis indexes samples, which
+    matters for the noise of a seed alone.
+    """
+    z = compute(
+        mu,
+        logvar,
+        batch_dims=min(1, mu.dim()) if isinstance(mu, Tensor) else 1,
+        noise=(eps, generator, seed),
+        clamp=clamp,
+        backend=backend,
+    )[0]
+    return cast(Tensor, z)
+
+
+def kl_loss(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
+    clamp: tuple[float | None, float | None] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """KL from N(mu, exp(logvar)) to N(0, I) in nats: float32, or float64 for float64 inputs.
+
+    Arguments, formula and errors as in :func:`reparameterize_kl`; shape ``mu.shape[:batch_dims]``
+    for ``reduction="none"``, else a scalar.
+    """
+    _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+    kl = compute(
+        mu, logvar, reduction=reduction, batch_dims=batch_dims, clamp=clamp, backend=backend
+    )[1]
+    return cast(Tensor, kl)
+
+
+def kl_of_mean(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    mean_over: str = "batch",
+    batch_dims: int = 1,
+    clamp: tuple[float | None, float | None] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """KL of the mean parameters to N(0, I) in nats, a scalar; never above the mean of the KLs.
+
+    Arguments, formula and errors as in :func:`reparameterize_kl`. A diagnostic of how alike the
+    codes of a batch are, not the ELBO's term.
+    """
+    _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    of_mean = compute(
+        mu, logvar, mean_over=mean_over, batch_dims=batch_dims, clamp=clamp, backend=backend
+    )[2]
+    return cast(Tensor, of_mean)
+
+
+def compute(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str | None = None,
+    mean_over: str | None = None,
+    batch_dims: int,
+    noise: tuple[Tensor | None, torch.Generator | None, int | None] | None = None,
+    clamp: tuple[float | None, float | None] | None,
+    backend: str,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Validate tensors, noise and clamp, then (z, kl, kl_of_mean).
+
+    Each only if asked for: reduction for kl, mean_over for kl_of_mean, noise for z, not None.
+    """
+    _validate.parameters(mu, logvar, batch_dims)
+    eps, generator, seed = noise or (None, None, None)
+    _validate.noise(mu, eps, generator, seed)
+    bounds = _validate.clamp_bounds(clamp)
+    options = Options(reduction, mean_over, noise is not None, batch_dims, bounds)
+    backend = _validate.resolve_backend(backend, mu.device)
+    return _ops.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)

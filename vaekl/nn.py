@@ -1,0 +1,78 @@
+"""Modules over the public functions."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from . import _validate, functional
+from ._options import sample_dtype
+from .functional import ReparamKL
+
+
+class ReparameterizeKL(torch.nn.Module):
+    """:func:`vaekl.reparameterize_kl` as a module; options as there.
+
+    In ``eval()`` z is the mode, mu, and no noise is drawn, unless ``sample_in_eval=True``.
+
+    Raises:
+        TypeError, ValueError: An option of the wrong type or value.
+    """
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "batchmean",
+        kl_of_mean: bool = True,
+        mean_over: str = "batch",
+        batch_dims: int = 1,
+        clamp: tuple[float | None, float | None] | None = None,
+        backend: str = "auto",
+        sample_in_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+        _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+        _validate.choice("backend", backend, _validate.BACKENDS)
+        _validate.integer("batch_dims", batch_dims, 0, 64)
+        _validate.clamp_bounds(clamp)
+        self.reduction = reduction
+        self.kl_of_mean = kl_of_mean
+        self.mean_over = mean_over
+        self.batch_dims = batch_dims
+        self.clamp = clamp
+        self.backend = backend
+        self.sample_in_eval = sample_in_eval
+
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> ReparamKL:
+        """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; errors as there."""
+        sample = self.training or self.sample_in_eval
+        z, kl, of_mean = functional.compute(
+            mu,
+            logvar,
+            reduction=self.reduction,
+            mean_over=self.mean_over if self.kl_of_mean else None,
+            batch_dims=self.batch_dims,
+            noise=(eps, generator, seed) if sample else None,
+            clamp=self.clamp,
+            backend=self.backend,
+        )
+        if z is None:
+            z = mu.to(sample_dtype(mu, logvar, None))
+        return ReparamKL(z, cast(Tensor, kl), of_mean)
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        names = ("reduction", "kl_of_mean", "mean_over", "batch_dims", "clamp", "backend")
+        shown = [f"{name}={getattr(self, name)!r}" for name in (*names, "sample_in_eval")]
+        return ", ".join(shown)

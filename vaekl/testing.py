@@ -1,0 +1,184 @@
+"""Input factories and the error budget, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._layout import Config
+from .reference import Array, Oracle, to_numpy
+
+#: Largest relative error of a KL, by the dtype of the computation.
+KL_BUDGET = {torch.float32: 5e-7, torch.float64: 1e-13}
+#: Largest absolute error of eps drawn in float32; float64 draws are exact to rounding.
+EPS_BUDGET = {torch.float32: 2e-6, torch.float64: 1e-14}
+
+#: Block choices so small that a few elements make several programs along both axes, with and
+#: without several blocks per program; "default" is what users get.
+CONFIGS = {
+    "default": Config(),
+    "many": Config(tile=32, max_cols=8, small=0, programs=12),
+    "loops": Config(tile=8, max_cols=4, small=0, programs=4),
+}
+
+
+def make_inputs(
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    logvar_dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    scale: float = 1.0,
+    layout: str = "contiguous",
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Random mu, logvar of a layout: one of :data:`LAYOUTS`."""
+    generator = torch.Generator().manual_seed(seed)
+    pair = []
+    for kind in (dtype, logvar_dtype or dtype):
+        values = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        pair.append(values.to(device, kind))
+    return LAYOUTS[layout](pair[0], pair[1])
+
+
+def _halves(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Both from one tensor, side by side along the last axis."""
+    packed = torch.cat([mu, logvar], dim=-1)
+    width = mu.shape[-1]
+    return packed[..., :width], packed[..., width:]
+
+
+def _transposed(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """The last axis varies slowest in memory."""
+    return mu.movedim(-1, 0).contiguous().movedim(0, -1), logvar
+
+
+def _channels_last(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Axis 1 varies fastest in memory; needs three axes or more to differ."""
+    return tuple(t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (mu, logvar))  # type: ignore[return-value]
+
+
+def _expanded(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """One logvar for every position of axis 1: stride 0."""
+    return mu, logvar[:, :1].expand_as(logvar)
+
+
+def _steps(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Every second element along every axis: needs a copy beyond three axes."""
+    pair = []
+    for t in (mu, logvar):
+        wide = t.new_zeros([2 * n for n in t.shape])
+        view = wide[tuple(slice(None, None, 2) for _ in t.shape)]
+        pair.append(view.copy_(t))
+    return pair[0], pair[1]
+
+
+LAYOUTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "contiguous": lambda mu, logvar: (mu, logvar),
+    "halves": _halves,
+    "transposed": _transposed,
+    "channels_last": _channels_last,
+    "expanded": _expanded,
+    "steps": _steps,
+}
+
+
+def unit(dtype: torch.dtype) -> float:
+    """The unit roundoff: half an ulp, relative."""
+    return float(torch.finfo(dtype).eps) / 2
+
+
+def kl_of_mean_bound(oracle: Oracle, dtype: torch.dtype) -> Array:
+    """Absolute error allowed: the KL budget, and what rounding in the batch means can do.
+
+    A mean of n terms is good to a few units of the mean of |terms|, however much they cancel.
+    """
+    mean_mu, mean_logvar = oracle.means
+    size_mu, size_logvar = _mean_sizes(oracle)
+    slope = np.abs(mean_mu) * size_mu + 0.5 * np.abs(np.expm1(mean_logvar)) * size_logvar
+    exact: Array = KL_BUDGET[dtype] * oracle.kl_of_mean + 8 * unit(dtype) * np.sum(slope)
+    return exact
+
+
+def _mean_sizes(oracle: Oracle) -> tuple[Array, Array]:
+    """Means of |mu| and |logvar| along the axes of the oracle's means."""
+    sizes = Oracle(
+        np.abs(oracle.mu),
+        np.abs(oracle.logvar if oracle.clamp is None else np.clip(oracle.logvar, *oracle.clamp)),
+        mean_over=oracle.mean_over,
+        batch_dims=oracle.batch_dims,
+    )
+    return sizes.means
+
+
+def gradient_bounds(
+    oracle: Oracle,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    dz: Any = None,
+    dkl: Any = None,
+    dkl_of_mean: Any = None,
+    *,
+    drawn: bool = False,
+) -> dict[str, Array]:
+    """Absolute errors allowed in dmu, dlogvar, deps, element by element.
+
+    8 units of the computation's dtype on the sum of |terms|, one ulp of the output dtype, and
+    the output's smallest step, and the noise's own budget where it was drawn.
+    """
+    absolute = Oracle(
+        np.abs(oracle.mu),
+        oracle.logvar,
+        None if oracle.eps is None else np.abs(oracle.eps),
+        reduction=oracle.reduction,
+        batch_dims=oracle.batch_dims,
+        clamp=oracle.clamp,
+    )
+    upstream = [None if g is None else np.abs(to_numpy(g)) for g in (dz, dkl)]
+    logvar = oracle.logvar if oracle.clamp is None else np.clip(oracle.logvar, *oracle.clamp)
+    terms = absolute.gradients(upstream[0], None)
+    if upstream[1] is not None:
+        terms["dmu"] = terms["dmu"] + absolute.gradients(None, upstream[1])["dmu"]
+        slope = np.abs(absolute.gradients(None, upstream[1])["dlogvar"])
+        terms["dlogvar"] = terms["dlogvar"] + slope
+    if dkl_of_mean is not None:
+        mean_logvar = oracle.means[1]
+        size_mu, size_logvar = _mean_sizes(oracle)
+        count = oracle.mu.size
+        if oracle.mean_over == "batch":
+            count = int(np.prod(oracle.mu.shape[: oracle.batch_dims], dtype=np.int64))
+        h = np.abs(to_numpy(dkl_of_mean)) / count
+        event = oracle.mu.shape[oracle.batch_dims :]
+        shape = event if oracle.mean_over == "batch" else ()
+        terms["dmu"] = terms["dmu"] + (h * size_mu).reshape(shape)
+        size = h * np.exp(mean_logvar) * np.maximum(size_logvar, np.abs(np.expm1(mean_logvar)))
+        terms["dlogvar"] = terms["dlogvar"] + 0.5 * size.reshape(shape)
+    exact = oracle.gradients(dz, dkl, dkl_of_mean)
+    bounds = {}
+    for name, values in exact.items():
+        bound = 8 * unit(dtype) * terms[name] + 2 * unit(out_dtype) * np.abs(values)
+        bounds[name] = bound + torch.finfo(out_dtype).smallest_normal * 2 * unit(out_dtype)
+    if drawn and dz is not None:
+        noise = 0.5 * np.abs(to_numpy(dz)) * np.exp(0.5 * logvar) * EPS_BUDGET[dtype]
+        bounds["dlogvar"] = bounds["dlogvar"] + noise
+    return bounds
+
+
+def worst(actual: Any, expected: Array, bound: Any) -> float:
+    """Largest |actual - expected| / bound; 0 where both are equal, NaN and inf included.
+
+    What a tensor's dtype cannot hold is expected as inf.
+    """
+    if isinstance(actual, Tensor):
+        largest = torch.finfo(actual.dtype).max * (1 + unit(actual.dtype))
+        expected = np.where(np.abs(expected) > largest, np.copysign(np.inf, expected), expected)
+    actual = to_numpy(actual)
+    with np.errstate(all="ignore"):
+        ratio = np.abs(actual - expected) / bound
+        same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    ratio = np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
+    return float(np.max(ratio, initial=0.0))
