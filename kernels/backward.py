@@ -36,7 +36,7 @@ def backward_kernel(
     p_dmu,  # [B, D], or None: not wanted
     p_dlogvar,  # [B, D], or None
     p_deps,  # [B, D], or None
-    lo: tl.float64,  # clamp bounds on logvar, or None
+    lo: tl.float64,  # clamp bounds on logvar, if CLAMP
     hi: tl.float64,
     B,
     D,
@@ -53,6 +53,7 @@ def backward_kernel(
     deps_row, deps_outer, deps_inner,
     PER_ROW: tl.constexpr,
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
+    CLAMP: tl.constexpr,
     SPLIT_EVENT: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
@@ -112,7 +113,7 @@ def backward_kernel(
             )
             b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(DTYPE)
             b_unclamped = b_logvar
-            if lo is not None:
+            if CLAMP:
                 b_logvar = clamp(b_logvar, lo, hi)
             b_std, b_expm1, _ = exp_terms(b_logvar)
 
@@ -130,7 +131,7 @@ def backward_kernel(
             if p_dkl_of_mean is not None:
                 b_dlogvar += b_dlogvar_of_mean
             b_dlogvar = 0.5 * b_dlogvar
-            if lo is not None:
+            if CLAMP:
                 b_lo = tl.full([], lo, DTYPE)
                 b_hi = tl.full([], hi, DTYPE)
                 b_dlogvar = tl.where((b_unclamped >= b_lo) & (b_unclamped <= b_hi), b_dlogvar, 0.0)

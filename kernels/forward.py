@@ -122,7 +122,7 @@ def forward_kernel(
     seed: tl.int64,
     offset: tl.int64,
     key_on_device,
-    lo: tl.float64,  # clamp bounds on logvar, or None
+    lo: tl.float64,  # clamp bounds on logvar, if CLAMP
     hi: tl.float64,
     B,
     D,
@@ -137,6 +137,7 @@ def forward_kernel(
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
     SPLIT_ROWS: tl.constexpr,  # there are several row ranges
     SPLIT_COLS: tl.constexpr,  # there are several column tiles
+    CLAMP: tl.constexpr,
     SPLIT_EVENT: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
@@ -181,7 +182,7 @@ def forward_kernel(
         o_logvar = offsets(o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT)
         b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
         b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(DTYPE)
-        if lo is not None:
+        if CLAMP:
             b_logvar = tl.where(m_tile, clamp(b_logvar, lo, hi), 0.0)
         b_std, _, b_phi = exp_terms(b_logvar)
 

@@ -3,14 +3,15 @@
 KL(N(m, e^l) || N(0, 1)) = (m^2 + phi(l)) / 2 (Kingma & Welling 2013, appendix B). Written as
 ``exp(l) - 1 - l`` phi loses every digit as l -> 0, which is where a collapsing posterior lives.
 
-float32: with h = l / 2 = n ln 2 + r, n = 0 for |l| <= 1, and q = e^r - 1 = r + r^2 Q(r),
+float32: with l = 2 n ln 2 + r, n = 0 for |l| <= 1, psi = e^(r/2) - 1 - r/2 = r^2 P(r) and
+q = e^(r/2) - 1 = r/2 + psi,
 
-    e^h = 2^n (1 + q)        e^l - 1 = q (q + 2)  if n = 0,  else 4^n (1 + q (q + 2)) - 1
-    phi(l) = q^2 + 2 r^2 Q(r)  if n = 0,  else (e^l - 1) - l
+    e^(l/2) = 2^n (1 + q)      e^l = 4^n (1 + w)      w = e^r - 1 = q^2 + 2 q
+    phi(l)  = q^2 + 2 psi      e^l - 1 = w            n = 0: only like signs add up
+    phi(l)  = e^l - 1 - l                             else: this loses no more than two bits
 
-The n = 0 forms only add positive terms, so nothing cancels; for |l| > 1 the plain form loses no
-more than two bits. One polynomial serves all three, in the same operations on every device.
-float64 takes the same split at |l| = 1 with a series for phi and the library's exp beyond it.
+One polynomial serves all three, in the same operations on every device. float64 takes the same
+split at |l| = 1, with a series for phi and the library's exp beyond it.
 """
 
 import triton
@@ -21,10 +22,12 @@ from . import coefficients
 EXP_F32 = tl.constexpr(coefficients.EXP_F32)
 PHI_F64 = tl.constexpr(coefficients.PHI_F64)
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN2_HIGH = tl.constexpr(0.693145751953125)  # 15 bits of ln 2: n * LN2_HIGH is exact
-LN2_LOW = tl.constexpr(1.4286068203094173e-06)
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, in the low bits
+HALF_LOG2_E = tl.constexpr(0.7213475204444817)
+TWO_LN2_HIGH = tl.constexpr(1.38629150390625)  # 15 bits of 2 ln 2: n times it is exact
+TWO_LN2_LOW = tl.constexpr(2.8572136406188347e-06)
+# 1.5 * 2^23: adding it to x rounds x to an integer n, which the low bits of the sum then hold.
+ROUND = tl.constexpr(12582912.0)
+ROUND_127 = tl.constexpr(12583039.0)
 
 
 @triton.constexpr_function
@@ -52,24 +55,24 @@ def exp_terms(b_logvar):
 @triton.jit
 def _exp_terms_f32(b_logvar):
     m_small = tl.abs(b_logvar) <= 1.0
-    # Beyond these bounds e^h is 0 or inf in float32 whatever h; NaN must pass.
-    b_half = tl.clamp(0.5 * b_logvar, -87.3, 89.0, propagate_nan=tl.PropagateNan.ALL)
-    b_round = tl.where(m_small, ROUND, b_half * LOG2_E + ROUND)
+    # n stays in [-127, 127], where 2^n is 0 or a float32; past 127, r grows until all is inf.
+    b_low = tl.maximum(b_logvar, -176.0, propagate_nan=tl.PropagateNan.ALL)
+    b_round = tl.minimum(b_low * HALF_LOG2_E + ROUND, ROUND_127)
+    b_round = tl.where(m_small, ROUND, b_round)
     b_n = b_round - ROUND
-    b_r = b_half - b_n * LN2_HIGH
-    b_r = b_r - b_n * LN2_LOW
-    b_phi_r = b_r * b_r * polynomial(b_r, EXP_F32)
-    b_q = b_r + b_phi_r
-    b_w = b_q * (b_q + 2.0)
-    # 2^(n - 1), since 2^128 is no float32 though 2^128 (1 + q) may be; n = -126 gives 0.
-    b_scale = ((b_round.to(tl.int32, bitcast=True) << 23) + (126 << 23)).to(
+    b_r = b_low - b_n * TWO_LN2_HIGH
+    b_r = b_r - b_n * TWO_LN2_LOW
+    b_psi = b_r * b_r * polynomial(b_r, EXP_F32)
+    b_q = b_r * 0.5 + b_psi
+    b_q2 = b_q * b_q
+    b_w = b_q * 2.0 + b_q2
+    b_scale = ((b_round.to(tl.int32, bitcast=True) << 23) + (127 << 23)).to(
         tl.float32, bitcast=True
     )
-    b_std = (b_scale * (1.0 + b_q)) * 2.0
-    b_scale = b_scale * 2.0
-    b_expm1 = tl.where(m_small, b_w, b_scale * (b_scale * (1.0 + b_w)) - 1.0)
-    b_phi = tl.where(m_small, b_q * b_q + 2.0 * b_phi_r, b_expm1 - b_logvar)
-    return b_std, b_expm1, b_phi
+    b_std = b_scale * b_q + b_scale
+    b_expm1 = b_scale * (b_scale * b_w + b_scale) - 1.0
+    b_phi = tl.where(m_small, b_psi * 2.0 + b_q2, b_expm1 - b_logvar)
+    return b_std, tl.where(m_small, b_w, b_expm1), b_phi
 
 
 @triton.jit

@@ -10,6 +10,8 @@ Element [b, j] is lane j % 4 of group b ceil(D / 4) + j // 4, whatever the block
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import libdevice
+from triton.language.target_info import is_cuda
 
 from . import coefficients
 from .gaussian import polynomial
@@ -17,9 +19,44 @@ from .gaussian import polynomial
 LOG_F32 = tl.constexpr(coefficients.LOG_F32)
 SIN_F32 = tl.constexpr(coefficients.SIN_F32)
 COS_F32 = tl.constexpr(coefficients.COS_F32)
+NEAR_ONE = tl.constexpr(0xFC000000)  # u >= 63/64
 PI = tl.constexpr(3.141592653589793)
 TWO_M32 = tl.constexpr(2.0**-32)
 TWO_M33 = tl.constexpr(2.0**-33)
+
+
+@triton.constexpr_function
+def _has_fast_log2():
+    """lg2.approx is CUDA's alone, and the interpreter has no libdevice."""
+    return is_cuda() and not triton.knobs.runtime.interpret
+
+
+@triton.jit
+def _philox(seed, offset, b_group):
+    """The four words of each group."""
+    # Whole 64-bit products: one instruction gives both halves.
+    counter = offset.to(tl.uint64) >> 2
+    c0 = counter.to(tl.uint32)
+    c1 = (counter >> 32).to(tl.uint32)
+    b_c2 = b_group.to(tl.uint32)
+    if b_group.dtype == tl.int64:
+        b_c3 = (b_group >> 32).to(tl.uint32)
+    else:
+        b_c3 = tl.zeros_like(b_c2)
+    k0 = seed.to(tl.uint64).to(tl.uint32)
+    k1 = (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    b_c0 = tl.zeros_like(b_c2) + c0
+    b_c1 = tl.zeros_like(b_c2) + c1
+    for _ in tl.static_range(10):
+        b_p0 = b_c0.to(tl.uint64) * 0xD2511F53
+        b_p1 = b_c2.to(tl.uint64) * 0xCD9E8D57
+        b_c0 = (b_p1 >> 32).to(tl.uint32) ^ b_c1 ^ k0
+        b_c1 = b_p1.to(tl.uint32)
+        b_c2 = (b_p0 >> 32).to(tl.uint32) ^ b_c3 ^ k1
+        b_c3 = b_p0.to(tl.uint32)
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return b_c0, b_c1, b_c2, b_c3
 
 
 @triton.jit
@@ -27,9 +64,12 @@ def _radius_f32(b_word):
     # -2 ln u = -2 ln(1 - t); near u = 1 only t, from the signed word, still has its digits.
     b_t = b_word.to(tl.int32, bitcast=True).to(tl.float32) * -TWO_M32 - TWO_M33
     b_u = b_word.to(tl.float32) * TWO_M32 + TWO_M33
+    if _has_fast_log2():
+        b_log2 = libdevice.fast_log2f(b_u)
+    else:
+        b_log2 = tl.log2(b_u)
     b_near_one = b_t * polynomial(b_t, LOG_F32)
-    b_square = tl.where(b_word >= 0xF0000000, b_near_one, tl.log2(b_u) * -1.3862943611198906)
-    return tl.sqrt(b_square)
+    return tl.sqrt(tl.where(b_word >= NEAR_ONE, b_near_one, b_log2 * -1.3862943611198906))
 
 
 @triton.jit
@@ -55,15 +95,7 @@ def _pair_f64(b_radius_word, b_angle_word):
 @triton.jit
 def normal4(seed, offset, b_group, DTYPE: tl.constexpr):
     """The four lanes of each group. seed, offset: int64 scalars; b_group: int32 or int64 block."""
-    counter = offset.to(tl.uint64) >> 2
-    x = counter.to(tl.uint32)
-    y = (counter >> 32).to(tl.uint32)
-    b_z = b_group.to(tl.uint32)
-    if b_group.dtype == tl.int64:
-        b_w = (b_group >> 32).to(tl.uint32)
-    else:
-        b_w = tl.zeros_like(b_z)
-    b_w0, b_w1, b_w2, b_w3 = tl.philox(seed, x, y, b_z, b_w)
+    b_w0, b_w1, b_w2, b_w3 = _philox(seed, offset, b_group)
     if DTYPE == tl.float64:
         b_n0, b_n1 = _pair_f64(b_w0, b_w1)
         b_n2, b_n3 = _pair_f64(b_w2, b_w3)

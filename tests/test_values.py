@@ -184,6 +184,30 @@ def test_four_axes(layout, backend, many_programs, device):
     check(mu, logvar, backend=backend, eps=eps)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_wide_offsets(reduction, many_programs, device, monkeypatch):
+    """The int64 variant, which tensors past 2^31 elements take, on small ones."""
+    monkeypatch.setattr(_layout, "NARROW_OFFSETS", 0)
+    _layout.view.cache_clear()
+    mu, logvar = make_inputs((2, 3, 2, 4), layout="channels_last", device=device)
+    try:
+        check(mu, logvar, backend="triton", reduction=reduction)
+    finally:
+        _layout.view.cache_clear()
+
+
+def test_offsets_turn_wide_in_time():
+    assert not _layout.view((2**16, 2**14), 1, ((2**14, 1),)).wide
+    assert _layout.view((2**17, 2**14), 1, ((2**14, 1),)).wide
+    assert _layout.view((2, 4), 1, ((2**31, 1),)).wide
+    assert _layout.view((2**17, 2**14), 1, ((0, 0),)).wide  # by the noise's group index
+
+
+def test_memory_is_poisoned(device):
+    """What these tests rely on to see unwritten output."""
+    assert torch.empty(3, device=device).isnan().all()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_z_takes_the_memory_format_of_mu(layout, backend, device):
     mu, logvar = make_inputs((2, 3, 2, 4), layout=layout, device=device)

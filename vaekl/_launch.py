@@ -108,7 +108,7 @@ def _common_args(
     view: _layout.View, grid: _layout.Grid, dtype: torch.dtype, options: Options
 ) -> dict[str, Any]:
     """What both kernels take, in the words of ``kernels/forward.py``."""
-    lo, hi = options.clamp or (None, None)
+    lo, hi = options.clamp or (0.0, 0.0)
     return {
         "lo": lo,
         "hi": hi,
@@ -119,6 +119,7 @@ def _common_args(
         "kl_denominator": kl_denominator(options.reduction, view.batch, view.event),
         "PER_ROW": options.reduction == "none",
         "MEAN_OVER": options.mean_over or "none",
+        "CLAMP": options.clamp is not None,
         "SPLIT_EVENT": view.split,
         "WIDE": view.wide,
         "DTYPE": _TRITON_DTYPES[dtype],

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 Strides = tuple[int, ...]
 
+#: Largest offset that is left to int32 arithmetic; some room for masked rows past the end.
+NARROW_OFFSETS = 2**31 - 2**24
+
 
 class View(NamedTuple):
     """Tensors of one shape as [batch, event / inner, inner], with one stride each per axis."""
@@ -104,8 +107,7 @@ def view(shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...]) 
         event=event,
         inner=inner[0],
         strides=tuple((row[i + 1], outer[i + 1], inner[i + 1]) for i in range(count)),
-        # Some room for the masked rows past the end.
-        wide=max(span, row[0] * event) >= 2**31 - 2**24,
+        wide=max(span, row[0] * event) >= NARROW_OFFSETS,
     )
 
 
