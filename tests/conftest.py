@@ -11,6 +11,7 @@ if DEVICE == "cpu":
 import pytest
 
 from vaekl import _layout
+from vaekl._workspace import workspaces
 from vaekl.testing import CONFIGS
 
 
@@ -18,6 +19,7 @@ from vaekl.testing import CONFIGS
 def _poisoned_memory():
     """torch.empty gives NaN (or the largest integer), so that unwritten output shows."""
     torch.use_deterministic_algorithms(True)
+    workspaces.scratch.clear()
     yield
     torch.use_deterministic_algorithms(False)
 

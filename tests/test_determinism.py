@@ -5,6 +5,7 @@ import torch
 
 import vaekl
 from vaekl import _launch, _layout
+from vaekl._workspace import workspaces
 from vaekl.testing import CONFIGS, make_inputs
 
 
@@ -62,7 +63,7 @@ def test_counters_are_zero_after_every_launch(device):
                 vaekl.reparameterize_kl(
                     mu, logvar, reduction=reduction, mean_over=mean_over, backend="triton"
                 )
-                for buffer in _launch._counters._buffers.values():
+                for buffer in workspaces.counters.values():
                     assert not buffer.any()
 
 
@@ -72,15 +73,13 @@ def test_a_failed_launch_does_not_poison_the_next(device, monkeypatch):
     with _layout.use_config(CONFIGS["many"]):
         expected = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="triton")
 
-        class Dies:
-            def __getitem__(self, grid):
-                def launch(p_counters, **kwargs):
-                    p_counters += 1
-                    raise KeyboardInterrupt
+        def half_a_launch(*arguments, **options):
+            workspaces.counters[torch.device(device), 0] += 1
+            raise KeyboardInterrupt
 
-                return launch
-
-        monkeypatch.setattr(_launch, "forward_kernel", Dies())
+        for launch in [plan.launch for plan in _launch._forward_plans.values() if plan]:
+            monkeypatch.setattr(launch, "kernel", {launch.grid: half_a_launch})
+            monkeypatch.setattr(launch, "compiled", None)
         with pytest.raises(KeyboardInterrupt):
             vaekl.reparameterize_kl(mu, logvar, seed=1, backend="triton")
         monkeypatch.undo()

@@ -1,9 +1,13 @@
-"""The Triton backend: tensors to kernel arguments, one launch each way."""
+"""The Triton backend: tensors to kernel arguments, one launch each way.
+
+What sizes, strides, dtypes and options decide is worked out once and kept as a plan; a call looks
+its plan up, allocates, and launches the kernel that the plan's first call compiled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -16,69 +20,87 @@ from . import _layout
 from ._eager import Backward, Forward
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
+from ._workspace import workspaces
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _NO_STRIDES = (0, 0, 0)
-# FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
-_LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+
+Strides = tuple[int, ...]
 
 
-class _Counters:
-    """Arrival counters, zero between launches: one buffer per (device, stream).
+class Launch:
+    """A kernel with all but its tensors and its key fixed."""
 
-    A captured graph keeps a slot of its own for life, since it may replay on any stream.
-    """
+    def __init__(self, kernel: Any, grid: _layout.Grid, fixed: Sequence[Any]) -> None:
+        self.kernel = kernel
+        self.grid = (grid.tiles, grid.ranges, 1)
+        self.fixed = (*fixed, grid.block_rows, grid.block_cols)
+        # FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
+        self.options = {"num_warps": grid.num_warps, "enable_fp_fusion": True}
+        self.compiled: Any = None
 
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[torch.device, int], Tensor] = {}
-        self._captured: list[Tensor] = []
-
-    def get(self, device: torch.device, count: int) -> Tensor:
-        stream = 0
-        if device.type == "cuda":
-            if torch.cuda.is_current_stream_capturing():
-                self._captured.append(torch.zeros(count, dtype=torch.int32, device=device))
-                return self._captured[-1]
-            stream = torch.cuda.current_stream(device).cuda_stream
-        buffer = self._buffers.get((device, stream))
-        if buffer is None or buffer.numel() < count:
-            buffer = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
-            self._buffers[device, stream] = buffer
-        return buffer
-
-    def forget(self) -> None:
-        """After a launch that failed half way the counts are not to be trusted."""
-        self._buffers.clear()
-
-
-_counters = _Counters()
-
-
-def _launch(kernel: Any, device: torch.device, grid: _layout.Grid, args: dict[str, Any]) -> None:
-    blocks = {"BLOCK_ROWS": grid.block_rows, "BLOCK_COLS": grid.block_cols}
-    config = _layout.current_config()
-    try:
+    def __call__(self, device: torch.device, tensors: Sequence[Tensor | None], *key: int) -> None:
+        """Launch on the current stream of `device`; `key` is what follows the tensors."""
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
-                kernel[(grid.tiles, grid.ranges)](
-                    **args, **blocks, num_warps=config.num_warps, **_LAUNCH_OPTIONS
-                )
-        else:
-            kernel[(grid.tiles, grid.ranges)](
-                **args, **blocks, num_warps=config.num_warps, **_LAUNCH_OPTIONS
-            )
-    except BaseException:
-        _counters.forget()
-        raise
+                return self(device, tensors, *key)
+        # Triton compiles apart for pointers that are not 16-byte aligned, and for nothing else
+        # that a plan leaves open; those take its ordinary launch, which finds its own variant.
+        address = 0
+        for tensor in tensors:
+            if tensor is not None:
+                address |= tensor.data_ptr()
+        try:
+            if self.compiled is not None and address % 16 == 0:
+                self.compiled(*tensors, *key, *self.fixed)
+            else:
+                compiled = self.kernel[self.grid](*tensors, *key, *self.fixed, **self.options)
+                if compiled is not None and address % 16 == 0:  # the interpreter compiles nothing
+                    self.compiled = compiled[self.grid]
+        except BaseException:
+            workspaces.forget()
+            raise
 
 
-def _strides(tensors: Sequence[Tensor | None]) -> tuple[tuple[int, ...], ...]:
+class _ForwardPlan(NamedTuple):
+    launch: Launch
+    dtype: torch.dtype
+    z_stride: Strides
+    z_dtype: torch.dtype
+    kl_shape: Strides
+    means_shape: Strides
+    scratch_size: int  # 0 where one program does it all
+    counter_count: int
+
+
+class _BackwardPlan(NamedTuple):
+    launch: Launch
+    strides: tuple[Strides, Strides, Strides]  # of dmu, dlogvar, deps
+
+
+_UNKNOWN: Any = object()
+_forward_plans: dict[Any, _ForwardPlan | None] = {}
+_backward_plans: dict[Any, _BackwardPlan | None] = {}
+
+
+def _remember(plans: dict[Any, Any], key: Any, plan: Any) -> None:
+    """Keep a plan; start afresh where shapes keep changing."""
+    if len(plans) >= 4096:
+        plans.clear()
+    plans[key] = plan
+
+
+def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
     return tuple(t.stride() for t in tensors if t is not None)
 
 
+def _signature(tensor: Tensor | None) -> Any:
+    return None if tensor is None else (tensor.stride(), tensor.dtype)
+
+
 def _arranged(
-    first: Tensor, others: list[Tensor | None], batch_dims: int
-) -> tuple[Tensor, list[Tensor | None]]:
+    first: Tensor, others: Sequence[Tensor | None], batch_dims: int
+) -> tuple[Tensor, list[Any]]:
     """The tensors, each copied only if three strides cannot describe it beside those before it."""
     shape = tuple(first.shape)
     model = torch.empty_like(first)
@@ -93,47 +115,65 @@ def _arranged(
     return first, kept[1:]
 
 
-def _stride_args(
-    names: tuple[str, ...], tensors: Sequence[Tensor | None], view: _layout.View
-) -> dict[str, int]:
+def _stride_args(tensors: Sequence[Tensor | None], view: _layout.View) -> list[int]:
+    """(row, outer, inner) of each tensor, zeros for those that are not there."""
     strides = iter(view.strides)
-    args = {}
-    for name, tensor in zip(names, tensors):
-        row, outer, inner = _NO_STRIDES if tensor is None else next(strides)
-        args.update({f"{name}_row": row, f"{name}_outer": outer, f"{name}_inner": inner})
-    return args
+    return [s for t in tensors for s in (_NO_STRIDES if t is None else next(strides))]
 
 
-def _common_args(
-    view: _layout.View, grid: _layout.Grid, dtype: torch.dtype, options: Options
-) -> dict[str, Any]:
-    """What both kernels take, in the words of ``kernels/forward.py``."""
-    lo, hi = options.clamp or (0.0, 0.0)
-    return {
-        "lo": lo,
-        "hi": hi,
-        "B": view.batch,
-        "D": view.event,
-        "inner": view.inner,
-        "rows_per_range": grid.rows_per_range,
-        "kl_denominator": kl_denominator(options.reduction, view.batch, view.event),
-        "PER_ROW": options.reduction == "none",
-        "MEAN_OVER": options.mean_over or "none",
-        "CLAMP": options.clamp is not None,
-        "SPLIT_EVENT": view.split,
-        "WIDE": view.wide,
-        "DTYPE": _TRITON_DTYPES[dtype],
-    }
+def _size_args(view: _layout.View, grid: _layout.Grid, options: Options) -> list[Any]:
+    """lo, hi, B, D, inner, rows_per_range, kl_denominator."""
+    return [
+        *(options.clamp or (0.0, 0.0)),
+        view.batch,
+        view.event,
+        view.inner,
+        grid.rows_per_range,
+        kl_denominator(options.reduction, view.batch, view.event),
+    ]
 
 
-def _scratch_size(view: _layout.View, grid: _layout.Grid, options: Options) -> int:
-    """Elements of scratch, as ``kernels/forward.py`` lays it out."""
-    size = 3 * grid.tiles * (grid.ranges + 1)
-    if options.mean_over == "batch":
-        size += 2 * grid.ranges * view.event
-    if options.reduction == "none":
-        size += grid.tiles * view.batch
-    return size
+def _flag_args(view: _layout.View, dtype: torch.dtype, options: Options) -> list[Any]:
+    """CLAMP, SPLIT_EVENT, WIDE, DTYPE."""
+    return [options.clamp is not None, view.split, view.wide, _TRITON_DTYPES[dtype]]
+
+
+def _plan_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options, config: _layout.Config
+) -> _ForwardPlan | None:
+    """None where a tensor has to be copied first."""
+    dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
+    like = torch.empty_like(mu)
+    tensors = [mu, logvar, eps, like if options.sample else None]
+    view = _layout.view(tuple(mu.shape), options.batch_dims, _strides(tensors))
+    if view is None:
+        return None
+    grid = _layout.grid(view.batch, view.event, config)
+    per_row = options.reduction == "none"
+    split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
+    fixed = [
+        *_size_args(view, grid, options),
+        *_stride_args(tensors, view),
+        per_row,
+        options.mean_over or "none",
+        split_rows,
+        split_cols,
+        *_flag_args(view, dtype, options),
+    ]
+    # The layout of scratch is in kernels/forward.py.
+    scratch_size = 3 * grid.tiles * (grid.ranges + 1)
+    scratch_size += 2 * grid.ranges * view.event if options.mean_over == "batch" else 0
+    scratch_size += grid.tiles * view.batch if per_row else 0
+    return _ForwardPlan(
+        launch=Launch(forward_kernel, grid, fixed),
+        dtype=dtype,
+        z_stride=like.stride(),
+        z_dtype=z_dtype,
+        kl_shape=tuple(mu.shape[: options.batch_dims]) if per_row else (),
+        means_shape=(2, view.event) if options.mean_over == "batch" else (2,),
+        scratch_size=scratch_size if split_rows or split_cols else 0,
+        counter_count=1 + grid.tiles + grid.ranges,
+    )
 
 
 def forward(
@@ -145,58 +185,79 @@ def forward(
     options: Options,
 ) -> Forward:
     """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
-    dtype = compute_dtype(mu, logvar, eps)
-    z_dtype = sample_dtype(mu, logvar, eps)
-    shape, device, batch_dims = tuple(mu.shape), mu.device, options.batch_dims
-    z = torch.empty_like(mu, dtype=z_dtype) if options.sample else None
-    view = _layout.view(shape, batch_dims, _strides([mu, logvar, eps, z]))
-    if view is None:
-        mu, (logvar_, eps) = _arranged(mu, [logvar, eps], batch_dims)
-        logvar = logvar if logvar_ is None else logvar_
-        z = torch.empty_like(mu, dtype=z_dtype) if options.sample else None
-        view = _layout.view(shape, batch_dims, _strides([mu, logvar, eps, z]))
-        if view is None:
-            raise RuntimeError(f"no common layout for shape {shape} after copying")
-    grid = _layout.grid(view.batch, view.event, _layout.current_config())
+    config, device = _layout.current_config(), mu.device
+    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, _signature(eps))
+    key = (mu.shape, signatures, device, options, config)
+    plan = _forward_plans.get(key, _UNKNOWN)
+    if plan is _UNKNOWN:
+        plan = _plan_forward(mu, logvar, eps, options, config)
+        _remember(_forward_plans, key, plan)
+    if plan is None:
+        mu, (logvar, eps) = _arranged(mu, (logvar, eps), options.batch_dims)
+        return forward(mu, logvar, eps, generator, seed, options)
 
-    kl = kl_of_mean = state = means = key = scratch = counters = None
+    z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
+    word = offset = 0
+    if options.sample:
+        z = torch.empty_strided(mu.shape, plan.z_stride, dtype=plan.z_dtype, device=device)
+        if eps is None:
+            word, offset, noise_key = draw_key(device, generator, seed)
+            state = torch.empty(2, dtype=torch.int64, device=device)
     if options.reduction is not None:
-        kl_shape = mu.shape[: options.batch_dims] if options.reduction == "none" else ()
-        kl = torch.empty(kl_shape, dtype=dtype, device=device)
+        kl = torch.empty(plan.kl_shape, dtype=plan.dtype, device=device)
     if options.mean_over is not None:
-        kl_of_mean = torch.empty((), dtype=dtype, device=device)
-        means_shape = (2, view.event) if options.mean_over == "batch" else (2,)
-        means = torch.empty(means_shape, dtype=dtype, device=device)
-    seed_word = offset = 0
-    if options.sample and eps is None:
-        state = torch.empty(2, dtype=torch.int64, device=mu.device)
-        seed_word, offset, key = draw_key(mu.device, generator, seed)
-    if grid.tiles > 1 or grid.ranges > 1:
-        scratch = torch.empty(_scratch_size(view, grid, options), dtype=dtype, device=device)
-        counters = _counters.get(mu.device, 1 + grid.tiles + grid.ranges)
-
-    args = {
-        "p_mu": mu,
-        "p_logvar": logvar,
-        "p_eps": eps,
-        "p_z": z,
-        "p_kl": kl,
-        "p_kl_of_mean": kl_of_mean,
-        "p_means": means,
-        "p_state": state,
-        "p_key": key if key is not None else state,
-        "p_scratch": scratch,
-        "p_counters": counters,
-        "seed": seed_word,
-        "offset": offset,
-        "key_on_device": int(key is not None),
-        "SPLIT_ROWS": grid.ranges > 1,
-        "SPLIT_COLS": grid.tiles > 1,
-        **_common_args(view, grid, dtype, options),
-        **_stride_args(("mu", "logvar", "eps", "z"), (mu, logvar, eps, z), view),
-    }
-    _launch(forward_kernel, device, grid, args)
+        kl_of_mean = torch.empty((), dtype=plan.dtype, device=device)
+        means = torch.empty(plan.means_shape, dtype=plan.dtype, device=device)
+    if plan.scratch_size:
+        scratch, counters = workspaces.get(
+            device, plan.dtype, plan.scratch_size, plan.counter_count
+        )
+    on_device = noise_key is not None
+    p_key = noise_key if on_device else state
+    tensors = (mu, logvar, eps, z, kl, kl_of_mean, means, state, p_key, scratch, counters)
+    plan.launch(device, tensors, word, offset, int(on_device))
     return z, kl, kl_of_mean, state, means
+
+
+def _plan_backward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    options: Options,
+    needs: tuple[bool, bool, bool],
+    config: _layout.Config,
+) -> _BackwardPlan | None:
+    """None where a tensor has to be copied first."""
+    batch_dims, shape = options.batch_dims, tuple(mu.shape)
+    inputs = [mu, logvar, eps]
+    # Each gradient has the layout of its input, or else that of mu.
+    for models in (inputs, [mu] * 3):
+        likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
+        tensors = [*inputs, dz, *likes]
+        view = _layout.view(shape, batch_dims, _strides(tensors))
+        if view is not None:
+            break
+    else:
+        return None
+    dkl_row = 0
+    if dkl is not None and options.reduction == "none":
+        rows = _layout.view(tuple(dkl.shape), batch_dims, (dkl.stride(),))
+        if rows is None:
+            return None
+        dkl_row = rows.strides[0][0]
+    grid = _layout.grid(view.batch, view.event, config)
+    fixed = [
+        *_size_args(view, grid, options),
+        dkl_row,
+        *_stride_args(tensors, view),
+        options.reduction == "none",
+        options.mean_over or "none",
+        *_flag_args(view, compute_dtype(mu, logvar, eps), options),
+    ]
+    strides = [() if like is None else like.stride() for like in likes]
+    return _BackwardPlan(Launch(backward_kernel, grid, fixed), (strides[0], strides[1], strides[2]))
 
 
 def backward(
@@ -212,52 +273,25 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> Backward:
     """(dmu, dlogvar, deps), None where not needed."""
-    shape, batch_dims = tuple(mu.shape), options.batch_dims
-    dtypes = (mu.dtype, logvar.dtype, mu.dtype if eps is None else eps.dtype)
+    config, device = _layout.current_config(), mu.device
     needs = (needs[0], needs[1], needs[2] and dz is not None)
+    upstream = (_signature(dz), _signature(dkl), dkl_of_mean is None)
+    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, _signature(eps))
+    key = (mu.shape, signatures, upstream, device, options, needs, config)
+    plan = _backward_plans.get(key, _UNKNOWN)
+    if plan is _UNKNOWN:
+        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, config)
+        _remember(_backward_plans, key, plan)
+    if plan is None:
+        mu, (logvar, eps, dz) = _arranged(mu, (logvar, eps, dz), options.batch_dims)
+        dkl = None if dkl is None else dkl.contiguous()
+        return backward(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs)
 
-    def gradients(*layouts: Tensor | None) -> list[Tensor | None]:
-        return [
-            torch.empty_like(layout, dtype=dtype) if need and layout is not None else None
-            for need, layout, dtype in zip(needs, layouts, dtypes)
-        ]
-
-    dtype = compute_dtype(mu, logvar, eps)
-    outputs = gradients(mu, logvar, eps)
-    view = _layout.view(shape, batch_dims, _strides([mu, logvar, eps, dz, *outputs]))
-    if view is None:
-        mu, (logvar_, eps, dz) = _arranged(mu, [logvar, eps, dz], batch_dims)
-        logvar = logvar if logvar_ is None else logvar_
-        outputs = gradients(mu, mu, mu)
-        view = _layout.view(shape, batch_dims, _strides([mu, logvar, eps, dz, *outputs]))
-        if view is None:
-            raise RuntimeError(f"no common layout for shape {shape} after copying")
-    dkl_row = 0
-    if dkl is not None and options.reduction == "none":
-        rows = _layout.view(tuple(dkl.shape), batch_dims, (dkl.stride(),))
-        if rows is None:
-            dkl = dkl.contiguous()
-        dkl_row = 1 if rows is None else rows.strides[0][0]
-    grid = _layout.grid(view.batch, view.event, _layout.current_config())
-    args = {
-        "p_mu": mu,
-        "p_logvar": logvar,
-        "p_eps": eps,
-        "p_dz": dz,
-        "p_dkl": dkl,
-        "p_dkl_of_mean": dkl_of_mean,
-        "p_state": state,
-        "p_means": means,
-        "p_dmu": outputs[0],
-        "p_dlogvar": outputs[1],
-        "p_deps": outputs[2],
-        "dkl_row": dkl_row,
-        **_common_args(view, grid, dtype, options),
-        **_stride_args(
-            ("mu", "logvar", "eps", "dz", "dmu", "dlogvar", "deps"),
-            (mu, logvar, eps, dz, *outputs),
-            view,
-        ),
-    }
-    _launch(backward_kernel, mu.device, grid, args)
-    return outputs[0], outputs[1], outputs[2]
+    shape, gradients = mu.shape, []
+    for like, need, stride in zip((mu, logvar, eps), needs, plan.strides):
+        gradient = None
+        if need and like is not None:
+            gradient = torch.empty_strided(shape, stride, dtype=like.dtype, device=device)
+        gradients.append(gradient)
+    plan.launch(device, (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *gradients))
+    return gradients[0], gradients[1], gradients[2]

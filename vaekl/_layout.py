@@ -39,6 +39,7 @@ class Grid(NamedTuple):
     rows_per_range: int
     block_rows: int
     block_cols: int
+    num_warps: int
 
 
 @dataclass(frozen=True)
@@ -134,4 +135,5 @@ def grid(batch: int, event: int, config: Config) -> Grid:
         rows_per_range=blocks_per_range * block_rows,
         block_rows=block_rows,
         block_cols=block_cols,
+        num_warps=config.num_warps,
     )

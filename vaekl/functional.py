@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import _ops, _validate
+from . import _autograd, _validate
 from ._options import Options
 
 
@@ -176,4 +176,4 @@ def compute(
     bounds = _validate.clamp_bounds(clamp)
     options = Options(reduction, mean_over, noise is not None, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, mu.device)
-    return _ops.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
+    return _autograd.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
