@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-slow bench codegen clean
 
 help:
 	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
 	@echo "make test   lint, types and the whole suite"
+	@echo "make test-slow  the machine code of every kernel variant (minutes)"
+	@echo "make bench  benchmarks of every backend this machine has; results in bench/out/"
+	@echo "make codegen  a table of the kernels' machine code for four GPUs"
 	@echo "make clean  remove the environment and what was built"
 
 # One stamp: the environment is made again when what it installs changes.
@@ -26,7 +29,16 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed
+	$(BIN)/python bench/run.py --out bench/out
+
+codegen: $(VENV)/.installed
+	$(BIN)/python bench/codegen.py --targets sm_80 sm_90 sm_100 gfx942
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

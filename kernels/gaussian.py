@@ -49,7 +49,8 @@ def exp_terms(b_logvar):
     """exp(logvar / 2), exp(logvar) - 1, phi(logvar); what is not used costs nothing."""
     if b_logvar.dtype == tl.float64:
         return _exp_terms_f64(b_logvar)
-    return _exp_terms_f32(b_logvar)
+    else:
+        return _exp_terms_f32(b_logvar)
 
 
 @triton.jit

@@ -99,7 +99,7 @@ def test_block_sizes_do_not_matter(device):
     for config in (
         _layout.Config(tile=16, max_cols=4, small=0, programs=6),
         _layout.Config(tile=64, max_cols=32, small=0, programs=64),
-        _layout.Config(num_warps=1),
+        _layout.Config(threads=32),
     ):
         with _layout.use_config(config):
             assert torch.equal(drawn(shape, backend="triton", device=device, seed=3), whole)

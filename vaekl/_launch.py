@@ -7,9 +7,11 @@ its plan up, allocates, and launches the kernel that the plan's first call compi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -28,6 +30,14 @@ _NO_STRIDES = (0, 0, 0)
 Strides = tuple[int, ...]
 
 
+@lru_cache
+def _warp_size() -> int:
+    """32 on NVIDIA, 64 on AMD's data-centre GPUs; any number under the interpreter."""
+    if triton.knobs.runtime.interpret:
+        return 32
+    return int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
 class Launch:
     """A kernel with all but its tensors and its key fixed."""
 
@@ -36,7 +46,7 @@ class Launch:
         self.grid = (grid.tiles, grid.ranges, 1)
         self.fixed = (*fixed, grid.block_rows, grid.block_cols)
         # FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
-        self.options = {"num_warps": grid.num_warps, "enable_fp_fusion": True}
+        self.options = {"num_warps": grid.threads // _warp_size(), "enable_fp_fusion": True}
         self.compiled: Any = None
 
     def __call__(self, device: torch.device, tensors: Sequence[Tensor | None], *key: int) -> None:

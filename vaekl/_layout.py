@@ -39,7 +39,7 @@ class Grid(NamedTuple):
     rows_per_range: int
     block_rows: int
     block_cols: int
-    num_warps: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Config:
     max_cols: int = 128  # columns of a block, while the batch fills its rows
     small: int = 4096  # padded elements that one program takes alone
     programs: int = 528  # at most (or one per column tile): 4 for each of an H100's 132 SMs
-    num_warps: int = 4
+    threads: int = 128  # of a program: 8 elements of a full block each
 
 
 _config = Config()
@@ -135,5 +135,5 @@ def grid(batch: int, event: int, config: Config) -> Grid:
         rows_per_range=blocks_per_range * block_rows,
         block_rows=block_rows,
         block_cols=block_cols,
-        num_warps=config.num_warps,
+        threads=config.threads,
     )

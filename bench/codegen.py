@@ -1,0 +1,131 @@
+"""Compile what the launcher would launch, for GPUs that are not there, and read the machine code.
+
+    python bench/codegen.py [--all] [--targets sm_90 gfx942] [--out codegen.json]
+
+The launcher itself runs, with its own block choices, over a driver that throws launches away
+(stub_driver.py). For each compiled kernel: registers, stack, shared memory, 128-bit accesses,
+instructions an element in the main loop, barrier before the counter's atomic, Philox multiplies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import triton
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+import disassembly
+import stub_driver
+import variants
+
+
+def initialise(target: str) -> None:
+    """A worker process compiles for one target."""
+    stub_driver.use(target)
+
+
+def compile_variant(target: str, variant: variants.Variant) -> list[dict[str, Any]]:
+    """A row for each kernel that the launcher compiles for this variant."""
+    rows = []
+    for name, compiled, grid in variants.launch(variant):
+        per_thread = grid.block_rows * grid.block_cols / grid.threads
+        if target.startswith("gfx"):
+            facts = disassembly.read_amdgcn(compiled.asm["amdgcn"])
+        else:
+            facts = disassembly.read_cubin(compiled.asm["cubin"], compiled.asm["ptx"])
+            facts["instructions_per_element"] = round(facts["loop_instructions"] / per_thread, 1)
+        rows.append(
+            {
+                "kernel": name,
+                "target": target,
+                "variant": variant.name,
+                "elements_per_thread": per_thread,
+                "shared": compiled.metadata.shared,
+                **facts,
+            }
+        )
+    return rows
+
+
+def compile_all(chosen: list[variants.Variant], targets: list[str], workers: int = 2) -> list[Any]:
+    """Rows of every variant on every target, in order; Triton's cache makes a second run quick."""
+    rows: list[Any] = []
+    context = multiprocessing.get_context("spawn")
+    for target in targets:
+        with ProcessPoolExecutor(workers, context, initialise, (target,)) as pool:
+            results = pool.map(compile_variant, [target] * len(chosen), chosen, chunksize=4)
+            shown = track(
+                results, target, len(chosen), transient=True, disable=not sys.stderr.isatty(),
+                console=Console(stderr=True),
+            )  # fmt: skip
+            for result in shown:
+                rows += result
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The facts of each kernel, one line each."""
+    columns = {
+        "registers": "registers",
+        "shared": "shared",
+        "stack": "stack",
+        "instructions_per_element": "instr/element",
+        "wide_loads": "128-bit loads",
+        "wide_stores": "stores",
+    }
+    shown = Table("target", "kernel", "variant", *columns.values(), title="Machine code")
+    for row in rows:
+        values = [str(row.get(column, "")) for column in columns]
+        shown.add_row(row["target"], row["kernel"], row["variant"], *values)
+    return shown
+
+
+def write_ceilings(rows: list[dict[str, Any]]) -> None:
+    """A little above today's figures, so that a regression shows and noise of a compiler not."""
+    ceilings = {}
+    for row in rows:
+        limits = {"registers": math.ceil(1.1 * row["registers"] / 8) * 8}
+        if "instructions_per_element" in row:
+            limits["instructions_per_element"] = round(1.05 * row["instructions_per_element"], 1)
+        ceilings[f"{row['target']} {row['kernel']} {row['variant']}"] = limits
+    reason = (
+        "Registers: 1.1 times what triton "
+        + triton.__version__
+        + " gave, rounded up to 8 (the unit of allocation); instructions an element in the main "
+        "loop: 1.05 times. Raise one only with the reason in the commit that does it."
+    )
+    path = Path(__file__).with_name("codegen_ceilings.json")
+    path.write_text(json.dumps({"reason": reason, "ceilings": ceilings}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Compile, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="the whole matrix, not the subset")
+    parser.add_argument(
+        "--targets", nargs="+", choices=list(stub_driver.TARGETS), default=["sm_90"]
+    )
+    parser.add_argument("--write-ceilings", action="store_true", help="renew codegen_ceilings.json")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    args = parser.parse_args()
+    chosen = variants.matrix() if args.all else variants.subset()
+    rows = compile_all(chosen, args.targets)
+    Console(width=150).print(table(rows))
+    if args.write_ceilings:
+        write_ceilings(rows)
+    if args.out:
+        args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The calls whose kernels codegen.py compiles, and how to make the launcher compile them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaekl import _launch, _layout
+from vaekl._options import Options
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+# By what the launcher makes of them: programs along rows and columns.
+SHAPES = {"many": (4096, 512), "one": (64, 20), "rows": (65536, 64), "cols": (4, 65536)}
+
+
+class Variant(NamedTuple):
+    """A forward call, and the backward of a choice of its outputs."""
+
+    dtype: str
+    shape: str = "many"
+    reduction: str | None = "batchmean"
+    mean_over: str | None = "batch"
+    sample: bool = True
+    given: bool = False  # eps given
+    clamp: bool = False
+    layout: str = "contiguous"  # "channels_last", "unaligned", "wide"
+    upstream: tuple[bool, bool, bool] = (True, True, True)
+    needs: tuple[bool, bool] = (True, True)
+
+    @property
+    def name(self) -> str:
+        """Readable, and unique."""
+        flags = [name for name in ("given", "clamp") if getattr(self, name)]
+        flags += [self.layout] if self.layout != "contiguous" else []
+        outputs = [f"kl={self.reduction}"] if self.reduction else []
+        outputs += [f"of_mean={self.mean_over}"] if self.mean_over else []
+        outputs += ["z"] if self.sample else []
+        used = "".join("01"[u] for u in (*self.upstream, *self.needs))
+        flags += [f"used={used}"] if used != "11111" else []
+        return " ".join([self.dtype, self.shape, *outputs, *flags])
+
+    @property
+    def is_main_path(self) -> bool:
+        """Large, aligned, contiguous: where 16-byte accesses are a must."""
+        return self.shape == "many" and self.layout == "contiguous"
+
+
+def subset() -> list[Variant]:
+    """A dozen that between them reach every branch of the kernels."""
+    return [
+        Variant("fp32"),
+        Variant("bf16"),
+        Variant("fp32", mean_over=None),
+        Variant("bf16", mean_over=None),
+        Variant("fp32", "one"),
+        Variant("fp32", "rows", reduction="none", mean_over="all"),
+        Variant("fp32", "cols", reduction="none", clamp=True),
+        Variant("fp64", given=True),
+        Variant("fp16", sample=False, reduction="none", mean_over=None),
+        Variant("fp32", layout="channels_last"),
+        Variant("bf16", layout="unaligned"),
+        Variant("fp32", layout="wide"),
+    ]
+
+
+def matrix() -> list[Variant]:
+    """dtypes x shapes x outputs, and each remaining flag on the main dtypes."""
+    chosen = dict.fromkeys(subset())
+    outputs = list(itertools.product((None, "none", "batchmean"), (None, "batch", "all")))
+    for dtype, shape, (reduction, mean_over) in itertools.product(DTYPES, ("many", "one"), outputs):
+        if dtype == "fp16" and shape == "one":
+            continue  # differs from bf16 in conversions alone
+        chosen[Variant(dtype, shape, reduction, mean_over)] = None
+    for dtype in ("fp32", "bf16"):
+        for shape in ("rows", "cols"):
+            for reduction, mean_over in (("none", "batch"), ("batchmean", "all")):
+                chosen[Variant(dtype, shape, reduction, mean_over)] = None
+        for reduction, mean_over in (("none", None), ("batchmean", None), (None, "batch")):
+            chosen[Variant(dtype, "many", reduction, mean_over, sample=False)] = None
+        for flag in ({"given": True}, {"clamp": True}, {"given": True, "clamp": True}):
+            chosen[Variant(dtype, **flag)] = None
+        for layout in ("channels_last", "unaligned", "wide"):
+            chosen[Variant(dtype, layout=layout)] = None
+        for used in itertools.product((True, False), repeat=3):
+            if any(used):
+                chosen[Variant(dtype, upstream=used)] = None
+        for needs in ((True, False), (False, True)):
+            chosen[Variant(dtype, needs=needs)] = None
+    return list(chosen)
+
+
+def _inputs(variant: Variant) -> list[Tensor]:
+    """mu, logvar, eps, dz."""
+    shape, dtype = SHAPES[variant.shape], DTYPES[variant.dtype]
+    if variant.layout == "channels_last":
+        shape = (64, 32, 16, 64)
+    tensors = [torch.zeros(shape, dtype=dtype) for _ in range(4)]
+    if variant.layout == "channels_last":
+        tensors = [t.to(memory_format=torch.channels_last) for t in tensors]
+    if variant.layout == "unaligned":
+        tensors = [torch.zeros(t.numel() + 1, dtype=dtype)[1:].view(shape) for t in tensors]
+    return tensors
+
+
+def launch(variant: Variant) -> Iterator[tuple[str, Any, _layout.Grid]]:
+    """(kernel name, compiled kernel, grid) of the launches that this call takes."""
+    mu, logvar, eps, dz = _inputs(variant)
+    clamp = (-30.0, 20.0) if variant.clamp else None
+    options = Options(variant.reduction, variant.mean_over, variant.sample, 1, clamp)
+    given = eps if variant.given else None
+    for kernel in (_launch.forward_kernel, _launch.backward_kernel):
+        kernel.device_caches.clear()
+    _launch._warp_size.cache_clear()
+    _launch._forward_plans.clear()
+    _launch._backward_plans.clear()
+    narrow = _layout.NARROW_OFFSETS
+    _layout.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow
+    _layout.view.cache_clear()
+    try:
+        z, kl, kl_of_mean, state, means = _launch.forward(mu, logvar, given, None, 1, options)
+        upstream = [
+            gradient if used and output is not None else None
+            for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),
+                                              variant.upstream)
+        ]  # fmt: skip
+        if any(gradient is not None for gradient in upstream):
+            needs = (*variant.needs, variant.given)
+            _launch.backward(mu, logvar, given, *upstream, state, means, options, needs)
+    finally:
+        _layout.NARROW_OFFSETS = narrow
+        _layout.view.cache_clear()
+    batch, event = mu.shape[0], mu[0].numel()
+    grid = _layout.grid(batch, event, _layout.current_config())
+    for name, kernel in (
+        ("forward", _launch.forward_kernel),
+        ("backward", _launch.backward_kernel),
+    ):
+        for compiled in kernel.device_caches[0][0].values() if kernel.device_caches else ():
+            yield name, compiled, grid

@@ -1,0 +1,150 @@
+"""What can be read off the machine code of the kernels, without a GPU.
+
+The launcher's own choices are compiled for each target (bench/codegen.py). The default run takes
+a subset that reaches every branch of the kernels; `-m slow` takes the whole matrix.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+CEILINGS = json.loads((BENCH / "codegen_ceilings.json").read_text())
+TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+
+MAIN_PATH = r"(fp32|bf16|fp16) many kl=batchmean( of_mean=\w+)? z( clamp)?"
+
+# One worker compiles for all of these tests.
+pytestmark = pytest.mark.xdist_group("codegen")
+
+
+def compile_rows(folder, *options):
+    """The rows of bench/codegen.py, in a process without the interpreter."""
+    out = folder / "codegen.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, BENCH / "codegen.py", "--targets", *TARGETS, "--out", out, *options],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    return json.loads(out.read_text())["rows"]
+
+
+@pytest.fixture(scope="module", params=["subset", pytest.param("all", marks=pytest.mark.slow)])
+def rows(request, tmp_path_factory):
+    options = ["--all"] if request.param == "all" else []
+    return compile_rows(tmp_path_factory.mktemp("codegen"), *options)
+
+
+def failing(rows, condition):
+    return [f"{r['target']} {r['kernel']} {r['variant']}" for r in rows if not condition(r)]
+
+
+def nvidia(rows):
+    return [r for r in rows if r["target"].startswith("sm_")]
+
+
+def draws_noise(row):
+    """Is noise drawn: z wanted and eps not given; in backward, also used for dlogvar?"""
+    words = row["variant"].split()
+    if "z" not in words or "given" in words:
+        return False
+    used = re.search(r"used=(\d)\d\d\d(\d)", row["variant"])
+    return row["kernel"] == "forward" or used is None or used.groups() == ("1", "1")
+
+
+def test_every_target_and_both_kernels(rows):
+    for target in TARGETS:
+        assert {r["kernel"] for r in rows if r["target"] == target} == {"forward", "backward"}
+
+
+def test_no_spills(rows):
+    assert not failing(rows, lambda r: r["stack"] == 0 and r["local_accesses"] == 0)
+
+
+def main_path(rows):
+    """Large, contiguous, aligned, 2 or 4 bytes an element, all outputs and gradients wanted."""
+    return [
+        r
+        for r in rows
+        if re.fullmatch(
+            r"(fp32|bf16|fp16) many kl=batchmean( of_mean=\w+)? z( clamp)?", r["variant"]
+        )
+    ]
+
+
+def test_16_byte_accesses_on_the_main_path(rows):
+    """Every load and store of the tensors; the main loop of NVIDIA kernels has no other."""
+    chosen = main_path(rows)
+    assert chosen
+    for row in chosen:
+        forward = row["kernel"] == "forward"
+        tensors_in, tensors_out = (2, 1) if forward else (3, 2)
+        size = 4 if row["variant"].startswith("fp32") else 2
+        wide = row["elements_per_thread"] * size / 16
+        label = (row["target"], row["kernel"], row["variant"])
+        if row["target"].startswith("sm_"):
+            assert row["wide_loads"] == row["loads"] == tensors_in * wide, label
+            assert row["wide_stores"] == row["stores"] == tensors_out * wide, label
+        else:
+            assert row["wide_loads"] >= tensors_in * wide, label
+            assert row["wide_stores"] >= tensors_out * wide, label
+
+
+def test_barrier_before_every_atomic(rows):
+    """Without it the last program could read partials that are not yet written."""
+    assert not failing(rows, lambda r: r["barrier_before_atomics"])
+    several = [r for r in rows if r["kernel"] == "forward" and " many " in r["variant"]]
+    reduced = [r for r in several if "kl=batchmean" in r["variant"] or "of_mean" in r["variant"]]
+    assert reduced
+    assert not failing(reduced, lambda r: r["atomics"] >= 1)
+    alone = [r for r in rows if " one " in r["variant"] or r["kernel"] == "backward"]
+    assert not failing(alone, lambda r: r["atomics"] == 0)
+
+
+def test_one_philox_call_for_four_elements(rows):
+    """Ten multiplies of each kind a group; a few of the first round are shared by all groups."""
+    for row in nvidia(rows):
+        groups = row["elements_per_thread"] / 4
+        label = (row["target"], row["kernel"], row["variant"])
+        if draws_noise(row):
+            for count in row["philox_multiplies"]:
+                assert 7 * groups <= count <= 10 * groups, label
+        else:
+            assert row["philox_multiplies"] == [0, 0], label
+
+
+def test_no_slow_path_in_float32(rows):
+    """The range reduction of libdevice's sine branches and calls; the main loop does neither."""
+    chosen = [r for r in nvidia(rows) if not r["variant"].startswith("fp64")]
+    assert not failing(chosen, lambda r: r["calls"] == 0 and r["branches_in_loop"] <= 1)
+
+
+def test_registers_and_instructions_stay_under_their_ceilings(rows):
+    checked = 0
+    for row in rows:
+        ceiling = CEILINGS["ceilings"].get(f"{row['target']} {row['kernel']} {row['variant']}")
+        if ceiling is None:
+            continue
+        checked += 1
+        for fact, limit in ceiling.items():
+            assert row[fact] <= limit, (row["target"], row["kernel"], row["variant"], fact)
+    assert checked == len(CEILINGS["ceilings"])
+
+
+def test_the_gate_sees_a_missing_barrier():
+    """The check itself, on code with and without the barrier."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        import disassembly
+    finally:
+        sys.path.pop(0)
+    assert disassembly._barrier_before_atomics(["STG.E", "BAR.SYNC", "ATOMG.E.ADD"])
+    assert not disassembly._barrier_before_atomics(["BAR.SYNC", "STG.E", "ATOMG.E.ADD"])
+    assert not disassembly._barrier_before_atomics(["ATOMG.E.ADD"])
