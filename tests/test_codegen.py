@@ -121,9 +121,12 @@ def test_one_philox_call_for_four_elements(rows):
 
 
 def test_no_slow_path_in_float32(rows):
-    """The range reduction of libdevice's sine branches and calls; the main loop does neither."""
+    """The range reduction of libdevice's sine would branch or call for each pair of normals.
+
+    The main loop has its own exit and jump back (one or two branches), and nothing else.
+    """
     chosen = [r for r in nvidia(rows) if not r["variant"].startswith("fp64")]
-    assert not failing(chosen, lambda r: r["calls"] == 0 and r["branches_in_loop"] <= 1)
+    assert not failing(chosen, lambda r: r["calls"] == 0 and r["branches_in_loop"] <= 2)
 
 
 def test_registers_and_instructions_stay_under_their_ceilings(rows):
