@@ -49,22 +49,23 @@ def parameters(mu: Any, logvar: Any, batch_dims: Any) -> None:
     _tensor("mu", mu)
     _tensor("logvar", logvar)
     _alike("logvar", logvar, mu)
-    integer("batch_dims", batch_dims, 0, mu.dim(), f" (mu has shape {tuple(mu.shape)})")
+    integer("batch_dims", batch_dims, 0, mu.dim(), mu)
 
 
-def integer(name: str, value: Any, low: int, high: int, why: str = "") -> None:
-    """An int, no bool, within [low, high]."""
+def integer(name: str, value: Any, low: int, high: int, of: Tensor | None = None) -> None:
+    """An int, no bool, within [low, high]; `of` is the mu whose shape sets the bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
+        why = "" if of is None else f" (mu has shape {tuple(of.shape)})"
         raise ValueError(f"{name} must be in [{low}, {high}]{why}; got {value}")
 
 
 def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> None:
     """At most one source of noise, and one that fits mu."""
-    given = {"eps": eps, "generator": generator, "seed": seed}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
+    if (eps is not None) + (generator is not None) + (seed is not None) > 1:
+        given = {"eps": eps, "generator": generator, "seed": seed}
+        names = [name for name, value in given.items() if value is not None]
         raise ValueError(f"give at most one of eps, generator and seed; got {' and '.join(names)}")
     if eps is not None:
         _tensor("eps", eps)

@@ -1,0 +1,134 @@
+"""Host time of a call, kernels excluded: the whole Python path over a driver that launches nothing.
+
+    python bench/host.py [--out bench/results/host.json]
+
+Tensors lie on the CPU, so allocation is the CPU allocator's; a CUDA generator's key is stood in
+for by seed= (a CUDA draw of the key is three calls of its generator). Beside it: what plain torch
+would have to launch, as operators counted times this machine's cost of one tiny operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import stub_driver
+import torch
+import triton
+from rich.console import Console
+from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+
+stub_driver.use("sm_90")
+
+import vaekl  # noqa: E402
+from vaekl import _launch, _validate  # noqa: E402, F401
+from vaekl.reference import torch_reparameterize_kl  # noqa: E402
+
+SHAPES = [(128, 20), (64, 10), (1024, 32), (512, 256)]
+VIEWS = ("aten.view", "aten.expand", "aten.detach", "aten.t", "aten._unsafe_view", "aten.alias")
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts what would launch a kernel: operators that are no views."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """One more, unless a view."""
+        if not str(function).startswith(VIEWS):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def microseconds(call: Callable[[], Any], calls: int = 200, rounds: int = 15) -> float:
+    """Median over rounds of the mean time of a call."""
+    for _ in range(calls):
+        call()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append((time.perf_counter() - start) / calls * 1e6)
+    return statistics.median(times)
+
+
+def measure(shape: tuple[int, int], kl_of_mean: bool) -> dict[str, Any]:
+    """Forward, and forward with backward, of the fused call; operators of the plain one."""
+    mu, logvar, dz = (torch.randn(shape) for _ in range(3))
+    mu.requires_grad_()
+    logvar.requires_grad_()
+    one = torch.ones(())
+
+    def forward() -> Any:
+        return vaekl.reparameterize_kl(mu, logvar, kl_of_mean=kl_of_mean, seed=1, backend="triton")
+
+    def both() -> None:
+        out = forward()
+        outputs = [out.z, out.kl] + ([out.kl_of_mean] if kl_of_mean else [])
+        torch.autograd.grad(outputs, (mu, logvar), [dz, one, one][: len(outputs)])
+
+    def plain() -> Any:
+        z, kl, of_mean = torch_reparameterize_kl(mu, logvar)
+        return [z, kl] + ([of_mean] if kl_of_mean else [])
+
+    # What is not used is not computed by a user either: count the graph that is needed.
+    with CountOperators() as forward_count:
+        outputs = plain()
+    with CountOperators() as backward_count:
+        torch.autograd.grad(outputs, (mu, logvar), [dz, one, one][: len(outputs)])
+    return {
+        "name": f"{list(shape)}, {'both KLs' if kl_of_mean else 'one KL'}",
+        "forward_us": round(microseconds(forward), 1),
+        "forward_backward_us": round(microseconds(both), 1),
+        "plain_operators": forward_count.count + backward_count.count,
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    args = parser.parse_args()
+    _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
+    torch.set_num_threads(1)
+    tiny, out = torch.ones(1), torch.empty(1)
+    operator_us = round(microseconds(lambda: torch.add(tiny, tiny, out=out), 2000), 2)
+    rows = [measure(shape, both) for shape in SHAPES for both in (True, False)]
+    table = Table(
+        "call", "forward µs", "forward + backward µs", "plain torch: operators", "at least µs"
+    )
+    for row in rows:
+        row["plain_us"] = round(row["plain_operators"] * operator_us, 1)
+        table.add_row(*map(str, row.values()))
+    table.title = f"Host time, kernels excluded; a tiny torch operator takes {operator_us} µs here"
+    Console(width=110).print(table)
+    if args.out:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        result = {
+            "machine": processor(),
+            "versions": {**versions, "triton": triton.__version__},
+            "operator_us": operator_us,
+            "rows": rows,
+        }
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0].split(":")[1].strip() if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

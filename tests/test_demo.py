@@ -1,0 +1,36 @@
+"""The demo, in a short setting."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
+
+
+def run(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-W", "error", DEMO, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_two_epochs(tmp_path):
+    done = run("--epochs", "2", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "passed" in done.stdout
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "reconstructions.png",
+        "latent.png",
+        "kl.png",
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["train"]["kl_of_mean"] <= summary["train"]["kl"]
+    assert summary["check"]["passed"]
+
+
+def test_wrong_values_are_usage_errors(tmp_path):
+    for arguments in (("--epochs", "0"), ("--seed", "-1"), ("--device", "nowhere")):
+        done = run(*arguments, "--out", tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("usage:")
