@@ -37,6 +37,7 @@ test-slow: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --out bench/out
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 codegen: $(VENV)/.installed
 	$(BIN)/python bench/codegen.py --targets sm_80 sm_90 sm_100 gfx942

@@ -5,12 +5,22 @@ import math
 import numpy as np
 from vaekl.kernels import coefficients as c
 
+from vaekl._eager import _PHI_F32, _PHI_F64
+
 
 def test_exp():
     r = np.linspace(-1, 1, 4001)
     r = r[np.abs(r) > 1e-3].astype(np.longdouble)
     exact = (np.expm1(r / 2) - r / 2) / r**2
     assert np.max(np.abs(np.polyval(c.EXP_F32, r) / exact - 1)) < 5.5e-8
+
+
+def test_eager_phi():
+    x = np.linspace(-1, 1, 4001)
+    x = x[np.abs(x) > 1e-3].astype(np.longdouble)
+    exact = (np.expm1(x) - x) / x**2
+    assert np.max(np.abs(np.polyval(_PHI_F32, x) / exact - 1)) < 1e-8
+    assert _PHI_F64 == c.PHI_F64
 
 
 def test_phi():

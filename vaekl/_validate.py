@@ -30,9 +30,12 @@ def _tensor(name: str, value: Any) -> None:
 
 def _alike(name: str, value: Tensor, mu: Tensor) -> None:
     if value.shape != mu.shape:
+        expands = value.dim() == mu.dim() and all(
+            n in (1, m) for n, m in zip(value.shape, mu.shape)
+        )
         raise ValueError(
             f"{name} must have the shape of mu, {tuple(mu.shape)}; got {tuple(value.shape)}"
-            + (" (expand it first: .expand_as(mu) costs no memory)" if name == "logvar" else "")
+            + (" (expand it first: .expand_as(mu) costs no memory)" if expands else "")
         )
     if value.device != mu.device:
         raise ValueError(f"{name} must be on the device of mu, {mu.device}; got {value.device}")

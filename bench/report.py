@@ -1,0 +1,240 @@
+"""Write the figures of README.md from the committed JSON, between its markers.
+
+    python bench/report.py           # write
+    python bench/report.py --check   # exit status 1 if README and JSON disagree
+
+No figure there is typed by hand. A section is ``<!-- name: ... -->`` to ``<!-- /name -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+#: Files in the results folder that are not of bench/run.py.
+OTHERS = ("host", "codegen")
+MODE = "forward+backward"
+
+
+def prose(text: str) -> str:
+    """A paragraph, wrapped like the rest of README."""
+    return textwrap.fill(" ".join(text.split()), 100, break_on_hyphens=False)
+
+
+def markdown(headings: list[str], rows: list[list[str]]) -> str:
+    """A table; the first column to the left, figures to the right."""
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, rule, *rows])
+
+
+def figure(value: float) -> str:
+    """Three digits, never in powers of ten."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def demo(summary: dict[str, Any]) -> str:
+    """What the KLs of the example's trained model are."""
+    train = summary["train"]
+    device = {"cpu": "CPU"}.get(summary["device"], summary["device"])
+    return prose(
+        f"""In `make demo` (8x8 digits, 2-D latent, {summary["epochs"]} epochs, seed
+        {summary["seed"]}, torch {summary["torch"]}, {device}) the trained model has, on its
+        training images, a KL of {train["kl"]:.3f} nats and a KL of the mean of
+        {train["kl_of_mean"]:.3f} nats: the gap of {train["gap"]:.3f} nats,
+        {train["gap"] / train["kl"]:.0%} of the first, does not appear in the second."""
+    )
+
+
+def benchmarks(results: dict[str, Any]) -> str:
+    """All devices' tables, host overhead and code generation, each if there is a file of it."""
+    devices = {name: data for name, data in results.items() if name not in OTHERS}
+    gpus = [data for data in devices.values() if data["device"]["kind"] == "cuda"]
+    parts = [] if gpus else ["Not yet measured on a GPU."]
+    # GPUs first: they are what the kernels are for.
+    for name, data in sorted(devices.items(), key=lambda item: item[1]["device"]["kind"] == "cpu"):
+        parts.append(measured_on(data, name))
+    if "host" in results:
+        parts.append(host(results["host"]))
+    if "codegen" in results:
+        parts.append(codegen(results["codegen"]))
+    return "\n\n".join(parts)
+
+
+def measured_on(data: dict[str, Any], name: str) -> str:
+    """One device: times of every provider and, on a GPU, what the device alone did."""
+    device, rows = data["device"], [r for r in data["rows"] if r["both"] and r["mode"] == MODE]
+    facts = [f"{key} {value}" for key, value in device["versions"].items() if value]
+    driver = f"driver {device['driver']}" if device.get("driver") else None
+    threads = f"{device['threads']} threads" if device["kind"] == "cpu" else None
+    facts = [part for part in (driver, threads) if part] + facts
+    facts += [f"commit {device['commit'] or 'unknown'}", device["date"]]
+    copy = data["copy_bytes_per_second"]
+    text = f"""**{device["name"]}** ({", ".join(facts)}). Forward + backward, both KLs: median ms
+        and, in brackets, how many times as fast as plain torch. A copy reaches
+        {figure(copy / 1e9)} GB/s."""
+    if device.get("load", 0) > 0.5 * device.get("cpus", 1):
+        text += f" The machine was busy with other work (load {device['load']}): noisy."
+    if not data["complete"]:
+        text += " The run stopped at its time limit."
+    wrong = sorted({f"{entry['provider']} ({entry['case']})" for entry in data["wrong"]})
+    if wrong:
+        text += f" Not timed, as results were wrong: {', '.join(wrong)}."
+    names = list(dict.fromkeys(r["provider"] for r in rows))
+    cases: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["provider"]] = row
+    lines = [[case, *(times(found, provider) for provider in names)]
+             for case, found in cases.items()]  # fmt: skip
+    parts = [prose(text), markdown(["shape", *names], lines)]
+    if device["kind"] == "cuda":
+        parts.append(device_alone(data, cases))
+    plots = {kind: f"{name}-{kind}.png" for kind in ("bandwidth", "speedup", "growth")}
+    links = [f"[{kind}]({data['folder']}/{plot})" for kind, plot in plots.items()
+             if plot in data["plots"]]  # fmt: skip
+    return "\n\n".join(parts + (["Plots: " + ", ".join(links) + "."] if links else []))
+
+
+def times(found: dict[str, Any], provider: str) -> str:
+    """Milliseconds, and how many times as fast as plain torch."""
+    if provider not in found:
+        return ""
+    seconds = found[provider]["seconds"]
+    if provider == "plain" or "plain" not in found:
+        return figure(seconds * 1e3)
+    return f"{figure(seconds * 1e3)} ({found['plain']['seconds'] / seconds:.2f}x)"
+
+
+def device_alone(data: dict[str, Any], cases: dict[str, dict[str, Any]]) -> str:
+    """vaekl on a GPU: launches, share of the copy bandwidth, CUDA graphs, memory."""
+    forward = {
+        (r["case"], r["provider"]): r for r in data["rows"] if r["both"] and r["mode"] == "forward"
+    }
+    lines = []
+    for case, found in cases.items():
+        for provider, row in found.items():
+            first = forward.get((case, provider))
+            if not provider.startswith("vaekl") or first is None:
+                continue
+            shares = [
+                f"{r['floor_bytes'] / r['device_seconds'] / data['copy_bytes_per_second']:.0%}"
+                for r in (first, row)
+            ]
+            launches = "?"
+            if first["launches"] and row["launches"]:
+                launches = f"{first['launches']} + {row['launches'] - first['launches']}"
+            graph = "" if row["graph_seconds"] is None else figure(row["graph_seconds"] * 1e3)
+            memory = [f"{row[key] / 2**20:.2f}" for key in ("peak_bytes", "saved_bytes")]
+            lines.append([f"{case}, {provider}", launches, *shares, graph, *memory])
+    headings = ["", "launches", "share of copy, forward", "forward + backward"]
+    return markdown([*headings, "in a CUDA graph, ms", "peak MiB", "saved MiB"], lines)
+
+
+def host(data: dict[str, Any]) -> str:
+    """Microseconds of Python and C++ before a kernel is launched."""
+    versions = data.get("versions", "")
+    if isinstance(versions, dict):
+        versions = ", ".join(f"{key} {value}" for key, value in versions.items() if value)
+    machine = data.get("machine", "")
+    if isinstance(machine, dict):
+        machine = ", ".join(str(value) for value in machine.values())
+    where = "; ".join(str(part) for part in (machine, versions) if part)
+    lines = [[str(row["name"]), f"{row['us']:.1f}"] for row in data["rows"]]
+    text = "**Host overhead**: time per call with the kernel itself excluded"
+    return prose(f"{text} ({where})." if where else f"{text}.") + "\n\n" + markdown(
+        ["call", "µs"], lines
+    )  # fmt: skip
+
+
+def codegen(data: dict[str, Any]) -> str:
+    """Registers and instructions per element of compiled kernels, as ranges over variants."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in data["rows"]:
+        groups.setdefault((row["kernel"], row["target"]), []).append(row)
+
+    def spread(rows: list[dict[str, Any]], key: str) -> str:
+        values = sorted(row[key] for row in rows if row.get(key) is not None)
+        if not values:
+            return ""
+        return f"{values[0]:g}" if values[0] == values[-1] else f"{values[0]:g}-{values[-1]:g}"
+
+    lines = [
+        [f"{kernel}, {target}", str(len(rows)), spread(rows, "registers"),
+         spread(rows, "instructions_per_element")]
+        for (kernel, target), rows in groups.items()
+    ]  # fmt: skip
+    text = "**Machine code**, compiled without a GPU: least to most over the variants."
+    headings = ["kernel", "variants", "registers", "instructions per element"]
+    return prose(text) + "\n\n" + markdown(headings, lines)
+
+
+def load(folder: Path, readme: Path) -> dict[str, Any]:
+    """The results folder's JSON by stem, and beside each which plots there are."""
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text())
+        if path.stem not in OTHERS:
+            data["folder"] = Path(os.path.relpath(folder, readme.parent)).as_posix()
+            data["plots"] = [plot.name for plot in folder.glob(f"{path.stem}-*.png")]
+        results[path.stem] = data
+    return results
+
+
+def rewritten(readme: str, sections: dict[str, str | None]) -> tuple[str, list[str], list[str]]:
+    """README with the sections filled in; which changed, and which have no place in it.
+
+    A section of None has no data: its place is left empty, and it needs none.
+    """
+    changed, missing = [], []
+    for name, body in sections.items():
+        pattern = re.compile(rf"(<!-- {name}:.*?-->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
+        match = pattern.search(readme)
+        if match is None:
+            missing += [name] if body is not None else []
+            continue
+        new = match[1] + (f"{body}\n" if body else "") + match[3]
+        if new != match[0]:
+            changed.append(name)
+            readme = readme[: match.start()] + new + readme[match.end() :]
+    return readme, changed, missing
+
+
+def main() -> int:
+    """Write or check; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--summary", type=Path, default=ROOT / "docs" / "demo" / "summary.json")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
+    args = parser.parse_args()
+    results = load(args.results, args.readme)
+    summary = json.loads(args.summary.read_text()) if args.summary.exists() else None
+    text, place = args.readme.read_text(), "<!-- benchmarks:"
+    sections = {
+        "demo": demo(summary) if summary else None,
+        "benchmarks": benchmarks(results) if results or place in text else None,
+    }
+    text, changed, missing = rewritten(text, sections)
+    for name in missing:
+        print(f"{args.readme.name}: no markers for section '{name}', and there is data for it")
+    if args.check:
+        for name in changed:
+            print(
+                f"{args.readme.name}: section '{name}' is not what the JSON says; run {sys.argv[0]}"
+            )
+        return 1 if changed or missing else 0
+    args.readme.write_text(text)
+    print(f"{args.readme.name}: {', '.join(changed) or 'nothing'} rewritten")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

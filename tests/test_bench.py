@@ -1,0 +1,172 @@
+"""The benchmarks time only what is right, and README's figures are those of the JSON."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[1] / "bench"
+README = """Top.
+<!-- demo: written by a test -->
+<!-- /demo -->
+Middle.
+<!-- benchmarks: written by a test -->
+<!-- /benchmarks -->
+End.
+"""
+SUMMARY = {
+    "torch": "2.0",
+    "device": "cpu",
+    "epochs": 3,
+    "seed": 7,
+    "train": {"elbo": -40.0, "reconstruction": 34.0, "kl": 6.0, "kl_of_mean": 1.5, "gap": 4.5},
+}
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Import a file of bench/ by name."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+def plain(mu, logvar, both, *, half=0.5, eps=None, detach=False, power=0.5, mean=(0,)):
+    """The plain code, with places to break it."""
+    z = mu + torch.exp(power * logvar) * (torch.randn_like(mu) if eps is None else eps)
+
+    def terms(m, v):
+        return half * (m.pow(2) + v.exp() - 1 - v)
+
+    kl = terms(mu.detach() if detach else mu, logvar)
+    kl_of_mean = terms(mu.mean(mean), logvar.mean(mean)).sum()
+    return z, kl.flatten(1).sum(1).mean(), kl_of_mean if both else None
+
+
+WRONG = {
+    "no half in the KL": dict(half=1.0),
+    "variance for standard deviation": dict(power=1.0),
+    "part of the gradient missing": dict(detach=True),
+    "mean over all axes": dict(mean=(0, 1)),
+    "no noise": dict(eps=0.0),
+    "the same noise twice": dict(eps=torch.randn(128, 20, generator=torch.Generator())),
+}
+
+
+def _fault(bench, function, both=True, dtype=torch.float32, shape=(128, 20)):
+    torch.manual_seed(0)
+    providers, cases = bench("providers"), bench("cases")
+    mu, logvar = cases.Case(shape, dtype).inputs("cpu")
+    provider = providers.Provider("a", lambda: function)
+    return bench("correctness").fault(
+        providers.Step(provider, provider.build(), mu, logvar, both, dkl=float(shape[0]))
+    )
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_provider_is_found(bench, name):
+    assert _fault(bench, lambda mu, logvar, both: plain(mu, logvar, both, **WRONG[name]))
+
+
+def test_one_noise_for_all_samples_is_found(bench):
+    def shared(mu, logvar, both):
+        return plain(mu, logvar, both, eps=torch.randn_like(mu[:1]).expand_as(mu))
+
+    assert "neighbour" in _fault(bench, shared)
+
+
+def test_noise_that_is_not_normal_is_found(bench):
+    def uniform(mu, logvar, both):
+        return plain(mu, logvar, both, eps=(torch.rand_like(mu) - 0.5) * 12**0.5)
+
+    assert "mean size" in _fault(bench, uniform, shape=(256, 64))
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["plain", "distributions", "vaekl-eager"])
+def test_right_providers_pass(bench, name, dtype, both):
+    (provider,) = (p for p in bench("providers").PROVIDERS if p.name == name)
+    assert _fault(bench, provider.build(), both, dtype) is None
+
+
+def _run(*arguments, status=0):
+    """A script of bench/; its output."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCH)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
+    results = tmp_path / "results"
+    options = ["--device", "cpu", "--quick", "--seconds", "15", "--out", results]
+    printed = _run("run.py", *options, "--providers", "plain", "vaekl-eager")
+    assert "128x20 fp32" in printed
+    data = json.loads((results / "cpu.json").read_text())
+    assert data["copy_bytes_per_second"] > 0
+    assert data["wrong"] == []
+    assert {"plain", "vaekl-eager"} == {row["provider"] for row in data["rows"]}
+    assert all(row["seconds"] > 0 for row in data["rows"])
+    assert (results / "cpu-speedup.png").read_bytes().startswith(PNG)
+    assert data["device"]["versions"]["torch"] == torch.__version__
+
+    (results / "host.json").write_text(json.dumps({"rows": [{"name": "forward", "us": 12.34}]}))
+    row = {"kernel": "forward", "target": "sm_90", "registers": 40}
+    rows = [row, {**row, "registers": 52, "instructions_per_element": 55.5}]
+    (results / "codegen.json").write_text(json.dumps({"rows": rows}))
+    readme, summary = tmp_path / "README.md", tmp_path / "summary.json"
+    readme.write_text(README)
+    summary.write_text(json.dumps(SUMMARY))
+    report = ["report.py", "--readme", readme, "--summary", summary, "--results", results]
+    assert "'benchmarks'" in _run(*report, "--check", status=1)
+    _run(*report)
+    _run(*report, "--check")
+    text = readme.read_text()
+    for part in ("Top.", "4.500 nats", "75%", "Middle.", "Not yet measured on a GPU.",
+                 "| 128x20 fp32 |", "| forward | 12.3 |", "| forward, sm_90 | 2 | 40-52 | 55.5 |",
+                 "results/cpu-speedup.png", "End."):  # fmt: skip
+        assert part in text, part
+    readme.write_text(text.replace("4.500 nats", "4.501 nats"))
+    printed = _run(*report, "--check", status=1)
+    assert "'demo'" in printed
+    assert "'benchmarks'" not in printed
+
+
+def test_run_stops_at_its_time_limit(tmp_path):
+    printed = _run("run.py", "--device", "cpu", "--seconds", "0", "--out", tmp_path)
+    assert "stopped at the time limit" in printed
+    data = json.loads((tmp_path / "cpu.json").read_text())
+    assert not data["complete"]
+    assert data["rows"] == []
+
+
+def test_report_reads_gpu_results(bench, tmp_path):
+    """Written by hand in the form that run.py gives them, with no figure that could be shown."""
+    device = {"kind": "cuda", "name": "A GPU", "driver": "1", "threads": 1, "versions": {},
+              "commit": None, "date": "never"}  # fmt: skip
+    rows = [
+        {"case": "c", "both": True, "mode": mode, "provider": provider, "seconds": 1.0,
+         "device_seconds": 1.0, "graph_seconds": None, "launches": count, "floor_bytes": 50,
+         "peak_bytes": 2**20, "saved_bytes": 2**20}
+        for mode, count in (("forward", 1), ("forward+backward", 2))
+        for provider in ("plain", "vaekl-triton")
+    ]  # fmt: skip
+    wrong = [{"provider": "compile", "case": "c", "both": True, "problem": "p"}]
+    data = {"device": device, "copy_bytes_per_second": 100.0, "complete": False,
+            "wrong": wrong, "rows": rows}  # fmt: skip
+    (tmp_path / "a-gpu.json").write_text(json.dumps(data))
+    report = bench("report")
+    text = report.benchmarks(report.load(tmp_path, tmp_path / "README.md"))
+    assert "Not yet measured" not in text
+    assert "| c, vaekl-triton | 1 + 1 | 50% | 50% |  | 1.00 | 1.00 |" in text
+    assert "results were wrong: compile (c)" in text
+
+
+def test_report_needs_a_place_for_what_there_is(bench):
+    text, changed, missing = bench("report").rewritten("no markers", {"demo": "x", "other": None})
+    assert (text, changed, missing) == ("no markers", [], ["demo"])
