@@ -4,7 +4,7 @@ Minimax fits (Lawson's iteration on Chebyshev nodes), rounded to float32; the fi
 the largest error of the rounded polynomial. ``tests/test_coefficients.py`` measures them again.
 """
 
-from math import factorial
+from math import factorial, pi
 
 # (e^(r/2) - 1 - r/2) / r^2 on |r| <= 1: relative error 5.5e-8
 EXP_F32 = (
@@ -34,3 +34,6 @@ COS_F32 = (
     -4.934792995452881,
     0.9999999403953552,
 )
+# The same in float64: Taylor, truncated below 1e-18
+SIN_F64 = tuple((-1) ** k * pi ** (2 * k + 1) / factorial(2 * k + 1) for k in range(11, -1, -1))
+COS_F64 = tuple((-1) ** k * pi ** (2 * k) / factorial(2 * k) for k in range(11, -1, -1))

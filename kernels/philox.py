@@ -19,8 +19,10 @@ from .gaussian import polynomial
 LOG_F32 = tl.constexpr(coefficients.LOG_F32)
 SIN_F32 = tl.constexpr(coefficients.SIN_F32)
 COS_F32 = tl.constexpr(coefficients.COS_F32)
+SIN_F64 = tl.constexpr(coefficients.SIN_F64)
+COS_F64 = tl.constexpr(coefficients.COS_F64)
 NEAR_ONE = tl.constexpr(0xFC000000)  # u >= 63/64
-PI = tl.constexpr(3.141592653589793)
+MINUS_TWO_LN2 = tl.constexpr(-1.3862943611198906)
 TWO_M32 = tl.constexpr(2.0**-32)
 TWO_M33 = tl.constexpr(2.0**-33)
 
@@ -60,48 +62,50 @@ def _philox(seed, offset, b_group):
 
 
 @triton.jit
-def _radius_f32(b_word):
-    # -2 ln u = -2 ln(1 - t); near u = 1 only t, from the signed word, still has its digits.
-    b_t = b_word.to(tl.int32, bitcast=True).to(tl.float32) * -TWO_M32 - TWO_M33
-    b_u = b_word.to(tl.float32) * TWO_M32 + TWO_M33
-    if _has_fast_log2():
-        b_log2 = libdevice.fast_log2f(b_u)
+def _radius(b_word, DTYPE: tl.constexpr):
+    """sqrt(-2 ln u) of the word."""
+    b_u = b_word.to(DTYPE) * TWO_M32 + TWO_M33
+    if DTYPE == tl.float64:
+        b_square = tl.log(b_u) * -2.0
     else:
-        b_log2 = tl.log2(b_u)
-    b_near_one = b_t * polynomial(b_t, LOG_F32)
-    return tl.sqrt(tl.where(b_word >= NEAR_ONE, b_near_one, b_log2 * -1.3862943611198906))
+        # -2 ln u = -2 ln(1 - t); near u = 1 only t, from the signed word, still has its digits.
+        b_t = b_word.to(tl.int32, bitcast=True).to(tl.float32) * -TWO_M32 - TWO_M33
+        b_near_one = b_t * polynomial(b_t, LOG_F32)
+        if _has_fast_log2():
+            b_log2 = libdevice.fast_log2f(b_u)
+        else:
+            b_log2 = tl.log2(b_u)
+        b_square = tl.where(b_word >= NEAR_ONE, b_near_one, b_log2 * MINUS_TWO_LN2)
+    return tl.sqrt(b_square)
 
 
 @triton.jit
-def _pair_f32(b_radius_word, b_angle_word):
-    b_radius = _radius_f32(b_radius_word)
-    # The angle is pi (x + half turns) with x in [-1/2, 1/2); a half turn flips both signs.
+def pair(b_radius_word, b_angle_word, DTYPE: tl.constexpr):
+    """Two normals from two words."""
+    b_radius = _radius(b_radius_word, DTYPE)
+    # The angle is pi (x + half turns) with x in [-1/2, 1/2); a half turn flips both signs. No
+    # library sine: its range reduction for huge angles branches and takes local memory.
     b_double = b_angle_word << 1
-    b_x = b_double.to(tl.int32, bitcast=True).to(tl.float32) * TWO_M32
-    b_sign = (b_angle_word ^ b_double) & 0x80000000
-    b_radius = (b_radius.to(tl.uint32, bitcast=True) ^ b_sign).to(tl.float32, bitcast=True)
+    b_x = b_double.to(tl.int32, bitcast=True).to(DTYPE) * TWO_M32
     b_x2 = b_x * b_x
-    return b_radius * polynomial(b_x2, COS_F32), b_radius * (b_x * polynomial(b_x2, SIN_F32))
-
-
-@triton.jit
-def _pair_f64(b_radius_word, b_angle_word):
-    b_u = b_radius_word.to(tl.float64) * TWO_M32 + TWO_M33
-    b_radius = tl.sqrt(-2.0 * tl.log(b_u))
-    b_angle = b_angle_word.to(tl.int32, bitcast=True).to(tl.float64) * (2.0 * TWO_M32 * PI)
-    return b_radius * tl.cos(b_angle), b_radius * tl.sin(b_angle)
+    b_flip = (b_angle_word ^ b_double) & 0x80000000
+    if DTYPE == tl.float64:
+        b_radius = tl.where(b_flip != 0, -b_radius, b_radius)
+        b_cos = polynomial(b_x2, COS_F64)
+        b_sin = b_x * polynomial(b_x2, SIN_F64)
+    else:
+        b_radius = (b_radius.to(tl.uint32, bitcast=True) ^ b_flip).to(tl.float32, bitcast=True)
+        b_cos = polynomial(b_x2, COS_F32)
+        b_sin = b_x * polynomial(b_x2, SIN_F32)
+    return b_radius * b_cos, b_radius * b_sin
 
 
 @triton.jit
 def normal4(seed, offset, b_group, DTYPE: tl.constexpr):
     """The four lanes of each group. seed, offset: int64 scalars; b_group: int32 or int64 block."""
     b_w0, b_w1, b_w2, b_w3 = _philox(seed, offset, b_group)
-    if DTYPE == tl.float64:
-        b_n0, b_n1 = _pair_f64(b_w0, b_w1)
-        b_n2, b_n3 = _pair_f64(b_w2, b_w3)
-    else:
-        b_n0, b_n1 = _pair_f32(b_w0, b_w1)
-        b_n2, b_n3 = _pair_f32(b_w2, b_w3)
+    b_n0, b_n1 = pair(b_w0, b_w1, DTYPE)
+    b_n2, b_n3 = pair(b_w2, b_w3, DTYPE)
     return b_n0, b_n1, b_n2, b_n3
 
 

@@ -39,3 +39,12 @@ def test_sin_cos():
     x = np.linspace(-0.5, 0.5, 4001)
     assert np.max(np.abs(x * np.polyval(c.SIN_F32, x * x) - np.sin(np.pi * x))) < 1.1e-7
     assert np.max(np.abs(np.polyval(c.COS_F32, x * x) - np.cos(np.pi * x))) < 8.3e-8
+
+
+def test_sin_cos_float64():
+    left_out = [(np.pi / 2) ** n / math.factorial(n) for n in (25, 24)]
+    assert left_out[0] < 1e-20
+    assert left_out[1] < 1e-18
+    x = np.linspace(-0.5, 0.5, 4001)
+    assert np.max(np.abs(x * np.polyval(c.SIN_F64, x * x) - np.sin(np.pi * x))) < 1e-15
+    assert np.max(np.abs(np.polyval(c.COS_F64, x * x) - np.cos(np.pi * x))) < 1e-15

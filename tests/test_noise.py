@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from scipy import stats
-from vaekl.kernels.philox import _pair_f32, normal_tile
+from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
 from vaekl import _eager, _layout
@@ -193,7 +193,7 @@ def radius_kernel(p_out, p_words):
     """The pair at angle 0, whose cosine lane is the radius."""
     o = tl.arange(0, 8)
     b_word = tl.load(p_words + o).to(tl.uint32, bitcast=True)
-    b_cos, _ = _pair_f32(b_word, tl.zeros_like(b_word))
+    b_cos, _ = pair(b_word, tl.zeros_like(b_word), tl.float32)
     tl.store(p_out + o, b_cos)
 
 
