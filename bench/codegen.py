@@ -51,6 +51,7 @@ def compile_variant(target: str, variant: variants.Variant) -> list[dict[str, An
                 "variant": variant.name,
                 "elements_per_thread": per_thread,
                 "shared": compiled.metadata.shared,
+                "narrow_starts": disassembly.narrow_starts(compiled.asm["ttir"]),
                 **facts,
             }
         )

@@ -20,6 +20,13 @@ def _cuobjdump(flag: str, path: str) -> str:
     ).stdout
 
 
+def narrow_starts(ttir: str) -> int:
+    """32-bit products with a program's index: what its rows and columns start at."""
+    programs = set(re.findall(r"(%\w+) = tt\.get_program_id", ttir))
+    products = re.findall(r"arith\.muli (%\w+), (%\w+)[^\n]*: i32", ttir)
+    return sum(bool(programs & set(pair)) for pair in products)
+
+
 def _loop(instructions: list[tuple[int, str]]) -> list[str]:
     """The body of the longest backward branch: the walk down the rows."""
     first, last = 0, -1
@@ -76,6 +83,9 @@ def read_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
         "barrier_before_atomics": _barrier_before_atomics(opcodes),
         "philox_multiplies": multiplies,
         "calls": len(re.findall(r"\bcall\b", ptx)),
+        "ordered_atomics": len(re.findall(r"atom\.global\.gpu\.acq_rel|atom\.acq_rel\.gpu", ptx)),
+        "all_atomics": len(re.findall(r"\batom\.", ptx)),
+        "uncached_loads": len(re.findall(r"ld\.global\.cg", ptx)),
         "branches_in_loop": _count(r"(BRA|BRX|CALL|BSSY)", loop),
         "loop_instructions": len(loop),
         "instructions": len(opcodes),

@@ -48,11 +48,6 @@ class Variant(NamedTuple):
         flags += [f"used={used}"] if used != "11111" else []
         return " ".join([self.dtype, self.shape, *outputs, *flags])
 
-    @property
-    def is_main_path(self) -> bool:
-        """Large, aligned, contiguous: where 16-byte accesses are a must."""
-        return self.shape == "many" and self.layout == "contiguous"
-
 
 def subset() -> list[Variant]:
     """A dozen that between them reach every branch of the kernels."""

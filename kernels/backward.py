@@ -20,10 +20,14 @@ import triton.language as tl
 
 from .gaussian import clamp, exp_terms, expm1
 from .philox import normal_tile
-from .tile import index_range, offsets
+from .tile import offsets, program
 
 
-@triton.jit(do_not_specialize=["B", "kl_denominator", "rows_per_range", "dkl_row"])
+@triton.jit(
+    do_not_specialize=["B", "kl_denominator", "rows_per_range", "dkl_row"],
+    # Scalars of autograd's may lie anywhere, and nothing is gained from where.
+    do_not_specialize_on_alignment=["p_dkl", "p_dkl_of_mean"],
+)
 def backward_kernel(
     p_mu,  # [B, D]
     p_logvar,  # [B, D]
@@ -60,8 +64,8 @@ def backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    col = tl.program_id(0) * BLOCK_COLS
-    o_col = index_range(col, BLOCK_COLS, WIDE)
+    col = program(0, WIDE) * BLOCK_COLS
+    o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
     DRAW: tl.constexpr = p_dz is not None and p_dlogvar is not None and p_eps is None
 
@@ -84,9 +88,9 @@ def backward_kernel(
         b_dmu_of_mean = (h * b_mean_mu)[None, :]
         b_dlogvar_of_mean = (h * expm1(b_mean_logvar))[None, :]
 
-    first_row = tl.program_id(1) * rows_per_range
+    first_row = program(1, WIDE) * rows_per_range
     for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
-        o_row = index_range(row, BLOCK_ROWS, WIDE)
+        o_row = row + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < B
         m_tile = m_row[:, None] & m_col[None, :]
         if p_dkl is not None and PER_ROW:

@@ -20,7 +20,7 @@ import triton.language as tl
 from .gaussian import clamp, exp_terms, kl_terms
 from .philox import normal_tile
 from .reduction import arrive, sum_rows, sum_scalars
-from .tile import index_range, offsets
+from .tile import offsets, program
 
 
 @triton.jit
@@ -144,8 +144,8 @@ def forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    i_tile = tl.program_id(0)
-    i_range = tl.program_id(1)
+    i_tile = program(0, WIDE)
+    i_range = program(1, WIDE)
     n_tiles = tl.num_programs(0)
     n_ranges = tl.num_programs(1)
     KL_TOTAL: tl.constexpr = (p_kl is not None) and not PER_ROW
@@ -160,7 +160,7 @@ def forward_kernel(
             tl.store(p_state + 1, offset)
 
     col = i_tile * BLOCK_COLS
-    o_col = index_range(col, BLOCK_COLS, WIDE)
+    o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
     if KL_TOTAL:
         b_kl_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
@@ -171,11 +171,12 @@ def forward_kernel(
     if KL_ROWS and SPLIT_COLS:
         p_rows = p_scratch + 3 * n_tiles * (n_ranges + 1)
         if MEAN_OVER == "batch":
-            p_rows += 2 * n_ranges * D
+            p_rows += 2 * n_ranges.to(tl.int64) * D
+        p_own_rows = p_rows + i_tile.to(tl.int64) * B
 
     first_row = i_range * rows_per_range
     for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
-        o_row = index_range(row, BLOCK_ROWS, WIDE)
+        o_row = row + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < B
         m_tile = m_row[:, None] & m_col[None, :]
         o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
@@ -186,6 +187,13 @@ def forward_kernel(
             b_logvar = tl.where(m_tile, clamp(b_logvar, lo, hi), 0.0)
         b_std, _, b_phi = exp_terms(b_logvar)
 
+        b_terms = b_mu * b_mu + b_phi
+        if KL_TOTAL:
+            b_kl_sum += b_terms
+        if MEAN_OVER != "none":
+            b_mu_sum += b_mu
+            b_logvar_sum += b_logvar
+
         if p_z is not None:
             if p_eps is not None:
                 o_eps = offsets(o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT)
@@ -195,23 +203,17 @@ def forward_kernel(
             o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT)
             tl.store(p_z + o_z, b_mu + b_std * b_eps, m_tile)
 
-        b_terms = b_mu * b_mu + b_phi
-        if KL_TOTAL:
-            b_kl_sum += b_terms
         if KL_ROWS:
             b_row_kl = 0.5 * tl.sum(b_terms, axis=1)
             if SPLIT_COLS:
-                tl.store(p_rows + i_tile.to(tl.int64) * B + o_row, b_row_kl, m_row)
+                tl.store(p_own_rows + o_row, b_row_kl, m_row)
             else:
                 tl.store(p_kl + o_row, b_row_kl, m_row)
-        if MEAN_OVER != "none":
-            b_mu_sum += b_mu
-            b_logvar_sum += b_logvar
 
     if KL_ROWS and SPLIT_COLS:
         if arrive(p_counters + 1 + n_tiles + i_range, n_tiles):
             for row in range(first_row, min(first_row + rows_per_range, B), BLOCK_COLS):
-                o_row = index_range(row, BLOCK_COLS, WIDE)
+                o_row = row + tl.arange(0, BLOCK_COLS)
                 m_row = (o_row < B) & (o_row < first_row + rows_per_range)
                 b_row_kl = sum_rows(p_rows, B, n_tiles, o_row, m_row, DTYPE, BLOCK_ROWS, BLOCK_COLS)
                 tl.store(p_kl + o_row, b_row_kl, m_row)

@@ -20,9 +20,9 @@ def offsets(o_row, o_col, inner, stride_row, stride_outer, stride_inner, SPLIT: 
 
 
 @triton.jit
-def index_range(start, COUNT: tl.constexpr, WIDE: tl.constexpr):
-    """start .. start + COUNT, as int64 where offsets may pass 2^31."""
-    o_index = start + tl.arange(0, COUNT)
+def program(AXIS: tl.constexpr, WIDE: tl.constexpr):
+    """The program's index, as int64 where what is counted from it may pass 2^31."""
+    i_program = tl.program_id(AXIS)
     if WIDE:
-        o_index = o_index.to(tl.int64)
-    return o_index
+        i_program = i_program.to(tl.int64)
+    return i_program

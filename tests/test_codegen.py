@@ -70,13 +70,7 @@ def test_no_spills(rows):
 
 def main_path(rows):
     """Large, contiguous, aligned, 2 or 4 bytes an element, all outputs and gradients wanted."""
-    return [
-        r
-        for r in rows
-        if re.fullmatch(
-            r"(fp32|bf16|fp16) many kl=batchmean( of_mean=\w+)? z( clamp)?", r["variant"]
-        )
-    ]
+    return [r for r in rows if re.fullmatch(MAIN_PATH, r["variant"])]
 
 
 def test_16_byte_accesses_on_the_main_path(rows):
@@ -106,6 +100,22 @@ def test_barrier_before_every_atomic(rows):
     assert not failing(reduced, lambda r: r["atomics"] >= 1)
     alone = [r for r in rows if " one " in r["variant"] or r["kernel"] == "backward"]
     assert not failing(alone, lambda r: r["atomics"] == 0)
+
+
+def test_memory_order_of_the_last_program(rows):
+    """The counter is read and written with acquire and release, and partials are read past L1."""
+    for row in nvidia(rows):
+        label = (row["target"], row["kernel"], row["variant"])
+        assert row["ordered_atomics"] == row["all_atomics"] == row["atomics"], label
+        assert (row["uncached_loads"] > 0) == (row["atomics"] > 0), label
+
+
+def test_wide_variants_count_programs_in_int64(rows):
+    """Rows and columns past 2^31 start at a 64-bit product, not at a widened 32-bit one."""
+    wide = [row for row in rows if " wide" in row["variant"]]
+    assert wide
+    assert not failing(wide, lambda r: r["narrow_starts"] == 0)
+    assert failing([r for r in rows if r not in wide], lambda r: r["narrow_starts"] == 0)
 
 
 def test_one_philox_call_for_four_elements(rows):

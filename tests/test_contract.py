@@ -2,10 +2,12 @@
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import vaekl
 from vaekl.reference import torch_reparameterize_kl
@@ -27,6 +29,11 @@ BAD_CALLS = {
     "mean_over": (dict(mean_over="rows"), ValueError, "mean_over must be one of .*'rows'"),
     "mean_over unused": (
         dict(mean_over="rows", kl_of_mean=False), ValueError, "mean_over must be one of",
+    ),
+    "kl_of_mean text": (dict(kl_of_mean="no"), TypeError, "kl_of_mean must be a bool, got str"),
+    "generator device": (
+        dict(mu=GOOD.to("meta"), logvar=GOOD.to("meta"), generator=torch.Generator()), ValueError,
+        "generator must be on the device of mu, meta; got cpu",
     ),
     "batch_dims high": (dict(batch_dims=3), ValueError, r"batch_dims .* \[0, 2\].*\(4, 3\)"),
     "batch_dims low": (dict(batch_dims=-1), ValueError, "batch_dims must be in"),
@@ -78,6 +85,45 @@ def test_every_function_checks(function):
         if option in function.__kwdefaults__:
             with pytest.raises(ValueError, match=f"{option} must be one of"):
                 function(GOOD, GOOD, **{option: None})
+
+
+@pytest.mark.parametrize("clamp", [(-30.0, 20.0), (-0.5, 0.7)])
+def test_clamp_lets_the_gradient_pass_at_its_bounds(clamp, backend, device):
+    logvar = torch.tensor([clamp[0], clamp[1], clamp[0] - 1, clamp[1] + 1], device=device)[:, None]
+    mine, theirs = (logvar.clone().requires_grad_() for _ in range(2))
+    mu = torch.zeros_like(logvar)
+    vaekl.kl_loss(mu, mine, clamp=clamp, reduction="sum", backend=backend).backward()
+    torch_reparameterize_kl(mu, theirs, mu, clamp=clamp, reduction="sum")[1].backward()
+    torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_negated_views_are_read_as_they_are(backend, device):
+    """-x without a copy: a bit of the tensor that a data pointer does not show."""
+    pair = torch.randn(4, 3, dtype=torch.complex64, device=device)
+    mu = pair.conj().imag
+    assert mu.is_neg()
+    ours = vaekl.reparameterize_kl(mu, mu, seed=1, backend=backend)
+    for a, b in zip(ours, vaekl.reparameterize_kl(mu.clone(), mu.clone(), seed=1, backend=backend)):
+        torch.testing.assert_close(a, b)
+
+
+def test_forward_mode_says_that_it_is_missing(backend, device):
+    x = torch.randn(4, 3, device=device)
+    with warnings.catch_warnings():  # of torch's own, on first use of forward AD
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with forward_ad.dual_level():
+            forward_ad.make_dual(x, x)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        vaekl.kl_loss(forward_ad.make_dual(x, x), x, backend=backend)
+
+
+def test_a_default_device_does_not_matter(backend, device):
+    x = torch.randn(4, 3, device=device)
+    torch.set_default_device("meta")
+    try:
+        assert vaekl.reparameterize(x, x, backend=backend).isfinite().all()
+    finally:
+        torch.set_default_device(None)
 
 
 def test_triton_on_a_cpu_tensor_needs_the_interpreter(monkeypatch):

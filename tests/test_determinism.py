@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
+from vaekl.kernels.reduction import sum_scalars
 
 import vaekl
 from vaekl import _launch, _layout
-from vaekl._workspace import workspaces
+from vaekl._workspace import Workspaces, workspaces
 from vaekl.testing import CONFIGS, make_inputs
 
 
@@ -53,6 +56,32 @@ def test_backward_twice(backend, many_programs, device):
     ]
     for again in gradients[1:]:
         assert all(torch.equal(a, b) for a, b in zip(again, gradients[0]))
+
+
+def test_workspaces_grow():
+    fresh = Workspaces()
+    cpu = torch.device("cpu")
+    for size, count in ((10, 3), (10_000, 3), (10_000, 9_000), (5, 5)):
+        scratch, counters = fresh.get(cpu, torch.float32, size, count)
+        assert scratch.numel() >= size
+        assert counters.numel() >= count
+        assert not counters.any()
+    assert fresh.get(cpu, torch.float64, 5, 5)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
+def test_all_partial_sums_are_added(count, device):
+    """More programs than fit one block of the last program."""
+    partials = torch.randn(count, dtype=torch.float64, device=device)
+    total = torch.empty((), dtype=torch.float64, device=device)
+    sum_kernel[(1,)](total, partials, count)
+    torch.testing.assert_close(total, partials.sum(), rtol=1e-12, atol=1e-12)
+
+
+@triton.jit
+def sum_kernel(p_total, p_partials, count):
+    """sum_scalars alone."""
+    tl.store(p_total, sum_scalars(p_partials, count, tl.float64))
 
 
 def test_counters_are_zero_after_every_launch(device):

@@ -1,6 +1,6 @@
 """CUDA graphs: every replay draws anew, and its gradients are those of its own z.
 
-A captured graph reads its noise key on the device at each replay, and keeps counters of its own.
+A captured graph reads its noise key on the device at each replay, and has counters of its own.
 """
 
 import pytest
@@ -9,7 +9,6 @@ from scipy import stats
 
 import vaekl
 from vaekl import _layout
-from vaekl._workspace import workspaces
 from vaekl.testing import CONFIGS, make_inputs
 
 pytestmark = [
@@ -161,10 +160,7 @@ def test_graphs_at_once_on_two_streams(device):
     """Each has counters of its own; the same few multiprocessors run both."""
     watched = [Watched((1000, 70), device), Watched((1000, 70), device, reduction="mean")]
     watched += [Watched((33, 4000), device), Watched((2000, 40), device, mean_over="all")]
-    before = len(workspaces.captured)
     graphs = [captured(w)[0] for w in watched]
-    counters = workspaces.captured[before:]
-    assert len(counters) == len(graphs)
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(2)]
     for i in range(500):
@@ -173,7 +169,6 @@ def test_graphs_at_once_on_two_streams(device):
                 graphs[2 * j + i % 2].replay()
     torch.cuda.synchronize()
     assert [w.wrong.item() for w in watched] == [0] * 4
-    assert not any(c.any() for c in counters)
 
 
 def test_replays_and_calls_take_turns(device):

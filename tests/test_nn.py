@@ -58,6 +58,12 @@ def test_bad_options_fail_at_construction(options):
         vaekl.nn.ReparameterizeKL(**options)
 
 
+def test_noise_is_checked_in_eval_too():
+    x = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match="seed must be an int"):
+        vaekl.nn.ReparameterizeKL().eval()(x, x, seed=1.5)
+
+
 def test_copy_pickle_and_repr():
     module = vaekl.nn.ReparameterizeKL(reduction="sum", clamp=(-30.0, 20.0))
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):

@@ -9,7 +9,7 @@ from scipy import stats
 from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
-from vaekl import _eager, _layout
+from vaekl import _eager, _layout, _noise
 from vaekl.reference import normal, philox4x32, to_numpy
 from vaekl.testing import EPS_BUDGET
 
@@ -68,14 +68,49 @@ def test_seed_gives_the_oracles_noise(seed, dtype, backend, config, device):
     assert np.max(np.abs(to_numpy(eps) - normal(seed, 0, 6, 13))) <= EPS_BUDGET[dtype]
 
 
+class DeviceGenerator:
+    """A CUDA generator's counters."""
+
+    def __init__(self):
+        self.offset = 8
+
+    def initial_seed(self):
+        return 2**63 + 1
+
+    def get_offset(self):
+        return self.offset
+
+    def set_offset(self, offset):
+        self.offset = offset
+
+
+def test_a_device_generator_gives_its_key_and_moves_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    generator, device = DeviceGenerator(), torch.device("cuda", 0)
+    keys = [_noise.draw_key(device, generator, None) for _ in range(3)]
+    assert keys == [(1 - 2**63, offset, None) for offset in (8, 12, 16)]
+    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+    assert _noise.draw_key(device, None, None) == (1 - 2**63, 20, None)
+
+
 @pytest.mark.parametrize("offset", [4, 2**33, 2**62 + 2**34 + 8])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_word_of_the_counter(offset, dtype, device):
     """Offsets and rows that need their high words, in the kernel and in eager's twin."""
     expected = normal(7, offset, 4, 8)
     assert np.max(np.abs(tile(7, offset, 0, 4, 8, device, dtype) - expected)) <= EPS_BUDGET[dtype]
-    twin = _eager.philox_normal(7, offset, 4, 8, dtype, torch.device(device))
+    words = torch.tensor([7, offset], device=device)
+    twin = _eager.philox_normal(words[0], words[1], 4, 8, dtype, torch.device(device))
     assert np.max(np.abs(to_numpy(twin) - expected)) <= EPS_BUDGET[dtype]
+
+
+def test_the_offset_is_unsigned(device):
+    """An int64 with its highest bit set: the kernel and eager's twin count alike."""
+    offset = -(2**62) + 8
+    words = torch.tensor([7, offset], device=device)
+    twin = _eager.philox_normal(words[0], words[1], 4, 8, torch.float64, torch.device(device))
+    kernel = tile(7, offset, 0, 4, 8, device, torch.float64)
+    assert np.max(np.abs(to_numpy(twin) - kernel)) <= EPS_BUDGET[torch.float64]
 
 
 def test_groups_past_32_bits(device):

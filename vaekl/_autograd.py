@@ -23,7 +23,12 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     torch.compile, dispatch modes, torch.func transforms, for subclasses and meta tensors.
     """
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+        if tensor is not None and (
+            type(tensor) not in _PLAIN
+            or tensor.is_meta
+            or tensor.is_neg()  # -x as a view of x, which the dispatcher resolves
+            or tensor._is_zerotensor()
+        ):
             return False
     return not (
         torch.compiler.is_compiling()
@@ -103,6 +108,8 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         ctx.save_for_backward(mu, logvar, eps, state, means)
         ctx.call = (options, backend)
         ctx.set_materialize_grads(False)
+        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            ctx.mark_non_differentiable(*(t for t in (kl, kl_of_mean) if t is not None))
         return z, kl, kl_of_mean
 
     @staticmethod
@@ -155,9 +162,11 @@ def reparameterize_kl(
     """(z, kl, kl_of_mean) with gradients if any is needed; else nothing is saved."""
     if seed is not None:
         seed = signed64(seed)
-    if torch.is_grad_enabled() and (
+    needs_grad = torch.is_grad_enabled() and (
         mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)
-    ):
+    )
+    # Under forward-mode AD the Function says that it has none; a kernel would drop the tangents.
+    if needs_grad or torch.autograd.forward_ad._current_level >= 0:
         results: Results = ReparameterizeKLFunction.apply(  # type: ignore[no-untyped-call]
             mu, logvar, eps, generator, seed, options, backend
         )

@@ -54,7 +54,7 @@ def philox_normal(
     groups = -(-event // 4)
     group = torch.arange(batch * groups, device=device)
     zero = torch.zeros_like(group)
-    counter = offset >> 2
+    counter = offset >> 2 & (1 << 62) - 1  # a logical shift
     c = [
         zero + (counter & _WORD),
         zero + (counter >> 32 & _WORD),

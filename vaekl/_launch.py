@@ -49,15 +49,15 @@ class Launch:
         self.options = {"num_warps": grid.threads // _warp_size(), "enable_fp_fusion": True}
         self.compiled: Any = None
 
-    def __call__(self, device: torch.device, tensors: Sequence[Tensor | None], *key: int) -> None:
-        """Launch on the current stream of `device`; `key` is what follows the tensors."""
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                return self(device, tensors, *key)
-        # Triton compiles apart for pointers that are not 16-byte aligned, and for nothing else
-        # that a plan leaves open; those take its ordinary launch, which finds its own variant.
+    def __call__(self, tensors: Sequence[Tensor | None], inputs: int, *key: int) -> None:
+        """Launch on the current stream; `key` is what follows the tensors.
+
+        The first `inputs` tensors are the caller's and may lie anywhere. For pointers that are not
+        16-byte aligned Triton compiles another kernel; those take its ordinary launch, which finds
+        it. Nothing else that a kernel is compiled for is left open by a plan.
+        """
         address = 0
-        for tensor in tensors:
+        for tensor in tensors[:inputs]:
             if tensor is not None:
                 address |= tensor.data_ptr()
         try:
@@ -70,6 +70,18 @@ class Launch:
         except BaseException:
             workspaces.forget()
             raise
+
+
+def _is_elsewhere(device: torch.device) -> bool:
+    """A CUDA device that is not the current one, on which nothing may be launched as it stands."""
+    return device.type == "cuda" and device.index != torch.cuda.current_device()
+
+
+def _restored(result: Tensor | None, model: Tensor | None) -> Tensor | None:
+    """A result for copied inputs, in the memory format of what came in."""
+    if result is None or model is None:
+        return result
+    return torch.empty_like(model, dtype=result.dtype).copy_(result)
 
 
 class _ForwardPlan(NamedTuple):
@@ -196,6 +208,9 @@ def forward(
 ) -> Forward:
     """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
     config, device = _layout.current_config(), mu.device
+    if _is_elsewhere(device):
+        with torch.cuda.device(device):
+            return forward(mu, logvar, eps, generator, seed, options)
     signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, _signature(eps))
     key = (mu.shape, signatures, device, options, config)
     plan = _forward_plans.get(key, _UNKNOWN)
@@ -203,8 +218,9 @@ def forward(
         plan = _plan_forward(mu, logvar, eps, options, config)
         _remember(_forward_plans, key, plan)
     if plan is None:
-        mu, (logvar, eps) = _arranged(mu, (logvar, eps), options.batch_dims)
-        return forward(mu, logvar, eps, generator, seed, options)
+        dense, (logvar, eps) = _arranged(mu, (logvar, eps), options.batch_dims)
+        z, *others = forward(dense, logvar, eps, generator, seed, options)
+        return _restored(z, mu), others[0], others[1], others[2], others[3]
 
     z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
     word = offset = 0
@@ -225,7 +241,7 @@ def forward(
     on_device = noise_key is not None
     p_key = noise_key if on_device else state
     tensors = (mu, logvar, eps, z, kl, kl_of_mean, means, state, p_key, scratch, counters)
-    plan.launch(device, tensors, word, offset, int(on_device))
+    plan.launch(tensors, 3, word, offset, int(on_device))
     return z, kl, kl_of_mean, state, means
 
 
@@ -257,6 +273,7 @@ def _plan_backward(
         if rows is None:
             return None
         dkl_row = rows.strides[0][0]
+        view = view._replace(wide=view.wide or rows.wide)
     grid = _layout.grid(view.batch, view.event, config)
     fixed = [
         *_size_args(view, grid, options),
@@ -284,6 +301,9 @@ def backward(
 ) -> Backward:
     """(dmu, dlogvar, deps), None where not needed."""
     config, device = _layout.current_config(), mu.device
+    if _is_elsewhere(device):
+        with torch.cuda.device(device):
+            return backward(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs)
     needs = (needs[0], needs[1], needs[2] and dz is not None)
     upstream = (_signature(dz), _signature(dkl), dkl_of_mean is None)
     signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, _signature(eps))
@@ -293,9 +313,14 @@ def backward(
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, config)
         _remember(_backward_plans, key, plan)
     if plan is None:
-        mu, (logvar, eps, dz) = _arranged(mu, (logvar, eps, dz), options.batch_dims)
+        model, (logvar_, eps_, dz) = _arranged(mu, (logvar, eps, dz), options.batch_dims)
         dkl = None if dkl is None else dkl.contiguous()
-        return backward(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs)
+        results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
+        return (
+            _restored(results[0], mu),
+            _restored(results[1], logvar),
+            _restored(results[2], eps),
+        )
 
     shape, gradients = mu.shape, []
     for like, need, stride in zip((mu, logvar, eps), needs, plan.strides):
@@ -303,5 +328,6 @@ def backward(
         if need and like is not None:
             gradient = torch.empty_strided(shape, stride, dtype=like.dtype, device=device)
         gradients.append(gradient)
-    plan.launch(device, (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *gradients))
+    tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *gradients)
+    plan.launch(tensors, 4)
     return gradients[0], gradients[1], gradients[2]

@@ -6,8 +6,12 @@ generator gives its own Philox seed and offset and advances by 4; a CPU generato
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
+# Between reading an offset and moving on, no other thread may read it.
+_LOCK = threading.Lock()
 Key = tuple[int, int, torch.Tensor | None]
 
 
@@ -23,12 +27,12 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             # Generator state may not be read here; each replay must read a key of its own.
-            key = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=device)
-            return 0, 0, key
+            return 0, 0, torch.randint(2**63 - 1, (2,), generator=generator, device=device)
         if generator is None:
             generator = torch.cuda.default_generators[device.index]
-        offset = generator.get_offset()
-        generator.set_offset(offset + 4)
+        with _LOCK:
+            offset = generator.get_offset()
+            generator.set_offset(offset + 4)
         return signed64(generator.initial_seed()), offset, None
-    word = torch.empty((), dtype=torch.int64)
+    word = torch.empty((), dtype=torch.int64, device="cpu")
     return int(word.random_(-(2**63), None, generator=generator)), 0, None

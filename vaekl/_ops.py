@@ -161,8 +161,10 @@ def _backward(
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
     options = _options(reduction, mean_over, sample, batch_dims, clamp)
+    drawn = sample and eps is None
     results = run_backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means,
+        mu, logvar, eps, dz, dkl, dkl_of_mean,
+        state if drawn else None, means if mean_over is not None else None,
         options, backend, (needs[0], needs[1], needs[2]),
     )  # fmt: skip
     return tuple(_present(result, mu) for result in results)

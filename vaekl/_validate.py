@@ -47,6 +47,12 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
+def flag(name: str, value: Any) -> None:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def parameters(mu: Any, logvar: Any, batch_dims: Any) -> None:
     """mu and logvar fit each other, and batch_dims fits them."""
     _tensor("mu", mu)
@@ -78,7 +84,10 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> None:
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-        if generator.device.type != mu.device.type:
+        places = (generator.device, mu.device)
+        if places[0].type != places[1].type or (
+            None not in (places[0].index, places[1].index) and places[0] != places[1]
+        ):
             raise ValueError(
                 f"generator must be on the device of mu, {mu.device}; got {generator.device}"
             )

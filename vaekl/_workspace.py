@@ -1,7 +1,8 @@
 """Memory that launches share: arrival counters, zero between launches, and scratch.
 
 One of each per (device, stream): launches on a stream follow each other. A captured graph may
-replay on any stream, so each capture keeps counters of its own for life.
+replay on any stream, so its launches get their own from the graph's memory; the zeros are a node
+of the graph.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ class Workspaces:
     def __init__(self) -> None:
         self.counters: dict[tuple[torch.device, int], Tensor] = {}
         self.scratch: dict[tuple[torch.device, int, torch.dtype], Tensor] = {}
-        self.captured: list[Tensor] = []
 
     def get(
         self, device: torch.device, dtype: torch.dtype, size: int, count: int
@@ -27,9 +27,8 @@ class Workspaces:
         stream = 0
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                zeros = torch.zeros(count, dtype=torch.int32, device=device)
-                self.captured.append(zeros)
-                return torch.empty(size, dtype=dtype, device=device), zeros
+                own = torch.empty(size, dtype=dtype, device=device)
+                return own, torch.zeros(count, dtype=torch.int32, device=device)
             stream = torch.cuda.current_stream(device).cuda_stream
         scratch = self.scratch.get((device, stream, dtype))
         if scratch is None or scratch.numel() < size:

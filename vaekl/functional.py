@@ -74,12 +74,14 @@ def reparameterize_kl(
     """
     _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    _validate.flag("kl_of_mean", kl_of_mean)
     results: Any = compute(
         mu,
         logvar,
         reduction=reduction,
         mean_over=mean_over if kl_of_mean else None,
         batch_dims=batch_dims,
+        sample=True,
         noise=(eps, generator, seed),
         clamp=clamp,
         backend=backend,
@@ -106,6 +108,7 @@ def reparameterize(
         mu,
         logvar,
         batch_dims=min(1, mu.dim()) if isinstance(mu, Tensor) else 1,
+        sample=True,
         noise=(eps, generator, seed),
         clamp=clamp,
         backend=backend,
@@ -162,18 +165,18 @@ def compute(
     reduction: str | None = None,
     mean_over: str | None = None,
     batch_dims: int,
-    noise: tuple[Tensor | None, torch.Generator | None, int | None] | None = None,
+    sample: bool = False,
+    noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
     clamp: tuple[float | None, float | None] | None,
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Validate tensors, noise and clamp, then (z, kl, kl_of_mean).
 
-    Each only if asked for: reduction for kl, mean_over for kl_of_mean, noise for z, not None.
+    Each only if asked for: kl by reduction, kl_of_mean by mean_over, z by sample.
     """
     _validate.parameters(mu, logvar, batch_dims)
-    eps, generator, seed = noise or (None, None, None)
-    _validate.noise(mu, eps, generator, seed)
+    _validate.noise(mu, *noise)
     bounds = _validate.clamp_bounds(clamp)
-    options = Options(reduction, mean_over, noise is not None, batch_dims, bounds)
+    options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, mu.device)
-    return _autograd.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
+    return _autograd.reparameterize_kl(mu, logvar, *noise, options, backend)

@@ -15,7 +15,7 @@ from .functional import ReparamKL
 class ReparameterizeKL(torch.nn.Module):
     """:func:`vaekl.reparameterize_kl` as a module; options as there.
 
-    In ``eval()`` z is the mode, mu, and no noise is drawn, unless ``sample_in_eval=True``.
+    In ``eval()`` z is the mode, mu itself, and no noise is drawn, unless ``sample_in_eval=True``.
 
     Raises:
         TypeError, ValueError: An option of the wrong type or value.
@@ -36,6 +36,8 @@ class ReparameterizeKL(torch.nn.Module):
         _validate.choice("reduction", reduction, _validate.REDUCTIONS)
         _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
         _validate.choice("backend", backend, _validate.BACKENDS)
+        _validate.flag("kl_of_mean", kl_of_mean)
+        _validate.flag("sample_in_eval", sample_in_eval)
         _validate.integer("batch_dims", batch_dims, 0, 64)
         _validate.clamp_bounds(clamp)
         self.reduction = reduction
@@ -63,7 +65,8 @@ class ReparameterizeKL(torch.nn.Module):
             reduction=self.reduction,
             mean_over=self.mean_over if self.kl_of_mean else None,
             batch_dims=self.batch_dims,
-            noise=(eps, generator, seed) if sample else None,
+            sample=sample,
+            noise=(eps, generator, seed),
             clamp=self.clamp,
             backend=self.backend,
         )

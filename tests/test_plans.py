@@ -1,0 +1,87 @@
+"""A plan's kept kernel is the one that Triton's ordinary launch would take, whatever is called.
+
+Runs in a process of its own, without the interpreter, over a driver that launches nothing.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CALLS = 120
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.xdist_group("codegen")
+def test_random_calls(target):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, __file__, target], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    kept, mismatches = map(int, done.stdout.split())
+    assert kept > CALLS // 4
+    assert mismatches == 0
+
+
+def fuzz(target):
+    """(times a kept kernel was due, times it was not what Triton picks) over random calls."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    import stub_driver
+
+    stub_driver.use(target)
+    import torch
+
+    import vaekl
+    from vaekl import _launch, _validate
+
+    _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
+    counts, kept = [0, 0], {}
+
+    def checked(launch, tensors, inputs, *key):
+        picked = launch.kernel[launch.grid](*tensors, *key, *launch.fixed, **launch.options)
+        addresses = [t.data_ptr() for t in tensors[:inputs] if t is not None]
+        if all(address % 16 == 0 for address in addresses):
+            if launch in kept:
+                counts[0] += 1
+                counts[1] += kept[launch] is not picked
+            kept[launch] = picked
+
+    _launch.Launch.__call__ = checked
+    rng = random.Random(0)
+
+    def tensor(shape, dtype):
+        """Zeros that start at 16 bytes or one element past; sometimes one value, expanded."""
+        if rng.random() < 0.2:
+            return torch.zeros((), dtype=dtype).expand(shape)
+        start = rng.choice([0, 0, 1])
+        count = max(1, torch.Size(shape).numel())
+        return torch.zeros(count + start, dtype=dtype)[start : start + count].view(shape)
+
+    for _ in range(CALLS):
+        dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16])
+        mu, logvar = (torch.zeros(64, 20, dtype=dtype, requires_grad=True) for _ in range(2))
+        noise = {"eps": tensor((64, 20), dtype)} if rng.random() < 0.3 else {}
+        if not noise:
+            noise = {"seed": rng.choice([0, 1, 16, 2**40, -5])}
+        out = vaekl.reparameterize_kl(
+            mu,
+            logvar,
+            reduction=rng.choice(["none", "batchmean"]),
+            kl_of_mean=rng.random() < 0.7,
+            backend="triton",
+            **noise,
+        )
+        outputs = [o for o in out if o is not None]
+        used = rng.sample(outputs, rng.randrange(1, len(outputs) + 1))
+        upstream = [tensor(o.shape, o.dtype) for o in used]
+        torch.autograd.grad(used, (mu, logvar), upstream, allow_unused=True)
+    return counts
+
+
+if __name__ == "__main__":
+    print(*fuzz(sys.argv[1]))
