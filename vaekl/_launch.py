@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +23,19 @@ from . import _layout
 from ._eager import Backward, Forward
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
+from ._plans import (
+    UNKNOWN,
+    Strides,
+    arrange_backward,
+    arrange_forward,
+    arranged,
+    remember,
+    restored,
+    signature,
+)
 from ._workspace import workspaces
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-_NO_STRIDES = (0, 0, 0)
-
-Strides = tuple[int, ...]
 
 
 @lru_cache
@@ -77,13 +85,6 @@ def _is_elsewhere(device: torch.device) -> bool:
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
-def _restored(result: Tensor | None, model: Tensor | None) -> Tensor | None:
-    """A result for copied inputs, in the memory format of what came in."""
-    if result is None or model is None:
-        return result
-    return torch.empty_like(model, dtype=result.dtype).copy_(result)
-
-
 class _ForwardPlan(NamedTuple):
     launch: Launch
     dtype: torch.dtype
@@ -97,50 +98,11 @@ class _ForwardPlan(NamedTuple):
 
 class _BackwardPlan(NamedTuple):
     launch: Launch
-    strides: tuple[Strides, Strides, Strides]  # of dmu, dlogvar, deps
+    strides: list[Strides]  # of dmu, dlogvar, deps
 
 
-_UNKNOWN: Any = object()
 _forward_plans: dict[Any, _ForwardPlan | None] = {}
 _backward_plans: dict[Any, _BackwardPlan | None] = {}
-
-
-def _remember(plans: dict[Any, Any], key: Any, plan: Any) -> None:
-    """Keep a plan; start afresh where shapes keep changing."""
-    if len(plans) >= 4096:
-        plans.clear()
-    plans[key] = plan
-
-
-def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
-    return tuple(t.stride() for t in tensors if t is not None)
-
-
-def _signature(tensor: Tensor | None) -> Any:
-    return None if tensor is None else (tensor.stride(), tensor.dtype)
-
-
-def _arranged(
-    first: Tensor, others: Sequence[Tensor | None], batch_dims: int
-) -> tuple[Tensor, list[Any]]:
-    """The tensors, each copied only if three strides cannot describe it beside those before it."""
-    shape = tuple(first.shape)
-    model = torch.empty_like(first)
-    if _layout.view(shape, batch_dims, _strides([first, model])) is None:
-        model = first = first.contiguous()
-    kept: list[Tensor | None] = [first]
-    for tensor in others:
-        if tensor is not None:
-            if _layout.view(shape, batch_dims, _strides([model, *kept, tensor])) is None:
-                tensor = torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
-        kept.append(tensor)
-    return first, kept[1:]
-
-
-def _stride_args(tensors: Sequence[Tensor | None], view: _layout.View) -> list[int]:
-    """(row, outer, inner) of each tensor, zeros for those that are not there."""
-    strides = iter(view.strides)
-    return [s for t in tensors for s in (_NO_STRIDES if t is None else next(strides))]
 
 
 def _size_args(view: _layout.View, grid: _layout.Grid, options: Options) -> list[Any]:
@@ -165,17 +127,16 @@ def _plan_forward(
 ) -> _ForwardPlan | None:
     """None where a tensor has to be copied first."""
     dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
-    like = torch.empty_like(mu)
-    tensors = [mu, logvar, eps, like if options.sample else None]
-    view = _layout.view(tuple(mu.shape), options.batch_dims, _strides(tensors))
-    if view is None:
+    arrangement = arrange_forward(mu, logvar, eps, options)
+    if arrangement is None:
         return None
+    view = arrangement.view
     grid = _layout.grid(view.batch, view.event, config)
     per_row = options.reduction == "none"
     split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
     fixed = [
         *_size_args(view, grid, options),
-        *_stride_args(tensors, view),
+        *chain(*arrangement.strides),
         per_row,
         options.mean_over or "none",
         split_rows,
@@ -189,7 +150,7 @@ def _plan_forward(
     return _ForwardPlan(
         launch=Launch(forward_kernel, grid, fixed),
         dtype=dtype,
-        z_stride=like.stride(),
+        z_stride=arrangement.like[0],
         z_dtype=z_dtype,
         kl_shape=tuple(mu.shape[: options.batch_dims]) if per_row else (),
         means_shape=(2, view.event) if options.mean_over == "batch" else (2,),
@@ -211,16 +172,16 @@ def forward(
     if _is_elsewhere(device):
         with torch.cuda.device(device):
             return forward(mu, logvar, eps, generator, seed, options)
-    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, _signature(eps))
+    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
     key = (mu.shape, signatures, device, options, config)
-    plan = _forward_plans.get(key, _UNKNOWN)
-    if plan is _UNKNOWN:
+    plan = _forward_plans.get(key, UNKNOWN)
+    if plan is UNKNOWN:
         plan = _plan_forward(mu, logvar, eps, options, config)
-        _remember(_forward_plans, key, plan)
+        remember(_forward_plans, key, plan)
     if plan is None:
-        dense, (logvar, eps) = _arranged(mu, (logvar, eps), options.batch_dims)
+        dense, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
         z, *others = forward(dense, logvar, eps, generator, seed, options)
-        return _restored(z, mu), others[0], others[1], others[2], others[3]
+        return restored(z, mu), others[0], others[1], others[2], others[3]
 
     z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
     word = offset = 0
@@ -256,35 +217,20 @@ def _plan_backward(
     config: _layout.Config,
 ) -> _BackwardPlan | None:
     """None where a tensor has to be copied first."""
-    batch_dims, shape = options.batch_dims, tuple(mu.shape)
-    inputs = [mu, logvar, eps]
-    # Each gradient has the layout of its input, or else that of mu.
-    for models in (inputs, [mu] * 3):
-        likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
-        tensors = [*inputs, dz, *likes]
-        view = _layout.view(shape, batch_dims, _strides(tensors))
-        if view is not None:
-            break
-    else:
+    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs)
+    if arrangement is None:
         return None
-    dkl_row = 0
-    if dkl is not None and options.reduction == "none":
-        rows = _layout.view(tuple(dkl.shape), batch_dims, (dkl.stride(),))
-        if rows is None:
-            return None
-        dkl_row = rows.strides[0][0]
-        view = view._replace(wide=view.wide or rows.wide)
+    view = arrangement.view
     grid = _layout.grid(view.batch, view.event, config)
     fixed = [
         *_size_args(view, grid, options),
-        dkl_row,
-        *_stride_args(tensors, view),
+        arrangement.dkl_row,
+        *chain(*arrangement.strides),
         options.reduction == "none",
         options.mean_over or "none",
         *_flag_args(view, compute_dtype(mu, logvar, eps), options),
     ]
-    strides = [() if like is None else like.stride() for like in likes]
-    return _BackwardPlan(Launch(backward_kernel, grid, fixed), (strides[0], strides[1], strides[2]))
+    return _BackwardPlan(Launch(backward_kernel, grid, fixed), arrangement.like)
 
 
 def backward(
@@ -305,21 +251,21 @@ def backward(
         with torch.cuda.device(device):
             return backward(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs)
     needs = (needs[0], needs[1], needs[2] and dz is not None)
-    upstream = (_signature(dz), _signature(dkl), dkl_of_mean is None)
-    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, _signature(eps))
+    upstream = (signature(dz), signature(dkl), dkl_of_mean is None)
+    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
     key = (mu.shape, signatures, upstream, device, options, needs, config)
-    plan = _backward_plans.get(key, _UNKNOWN)
-    if plan is _UNKNOWN:
+    plan = _backward_plans.get(key, UNKNOWN)
+    if plan is UNKNOWN:
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, config)
-        _remember(_backward_plans, key, plan)
+        remember(_backward_plans, key, plan)
     if plan is None:
-        model, (logvar_, eps_, dz) = _arranged(mu, (logvar, eps, dz), options.batch_dims)
+        model, (logvar_, eps_, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
         dkl = None if dkl is None else dkl.contiguous()
         results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
         return (
-            _restored(results[0], mu),
-            _restored(results[1], logvar),
-            _restored(results[2], eps),
+            restored(results[0], mu),
+            restored(results[1], logvar),
+            restored(results[2], eps),
         )
 
     shape, gradients = mu.shape, []

@@ -1,0 +1,118 @@
+"""What launchers of kernels share: plans, and tensors that three strides each describe.
+
+A plan is what sizes, strides, dtypes and options decide about a call, worked out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _layout
+from ._options import Options
+
+Strides = tuple[int, ...]
+Operands = list[Tensor | None]
+
+UNKNOWN: Any = object()
+_NO_STRIDES = (0, 0, 0)
+
+
+class Arrangement(NamedTuple):
+    """A common view, and (row, outer, inner) of each operand, zeros for one that is absent."""
+
+    view: _layout.View
+    strides: list[tuple[int, int, int]]
+    like: list[Strides]  # full strides of the outputs, which come last; () if absent
+    dkl_row: int = 0  # stride of the upstream gradient of kl
+
+
+def remember(plans: dict[Any, Any], key: Any, plan: Any) -> None:
+    """Keep a plan; start afresh where shapes keep changing."""
+    if len(plans) >= 4096:
+        plans.clear()
+    plans[key] = plan
+
+
+def signature(tensor: Tensor | None) -> Any:
+    """What a plan may depend on."""
+    return None if tensor is None else (tensor.stride(), tensor.dtype)
+
+
+def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
+    return tuple(t.stride() for t in tensors if t is not None)
+
+
+def _arrange(
+    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], mu: Tensor, batch_dims: int
+) -> Arrangement | None:
+    tensors = [*inputs, *outputs]
+    view = _layout.view(tuple(mu.shape), batch_dims, _strides(tensors))
+    if view is None:
+        return None
+    strides = iter(view.strides)
+    operands = [_NO_STRIDES if t is None else next(strides) for t in tensors]
+    return Arrangement(view, operands, [() if t is None else t.stride() for t in outputs])
+
+
+def arrange_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
+) -> Arrangement | None:
+    """Of mu, logvar, eps, z; None where a tensor has to be copied first."""
+    z = torch.empty_like(mu) if options.sample else None
+    return _arrange([mu, logvar, eps], [z], mu, options.batch_dims)
+
+
+def arrange_backward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    options: Options,
+    needs: tuple[bool, bool, bool],
+) -> Arrangement | None:
+    """Of mu, logvar, eps, dz, dmu, dlogvar, deps; None where a tensor has to be copied first."""
+    batch_dims = options.batch_dims
+    dkl_row, wide = 0, False
+    if dkl is not None and options.reduction == "none":
+        rows = _layout.view(tuple(dkl.shape), batch_dims, (dkl.stride(),))
+        if rows is None:
+            return None
+        dkl_row, wide = rows.strides[0][0], rows.wide
+    inputs = [mu, logvar, eps]
+    # Each gradient has the layout of its input, or else that of mu.
+    for models in (inputs, [mu] * 3):
+        likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
+        found = _arrange([*inputs, dz], likes, mu, batch_dims)
+        if found is not None:
+            view = found.view._replace(wide=found.view.wide or wide)
+            return found._replace(view=view, dkl_row=dkl_row)
+    return None
+
+
+def arranged(
+    first: Tensor, others: Sequence[Tensor | None], batch_dims: int
+) -> tuple[Tensor, list[Any]]:
+    """The tensors, each copied only if three strides cannot describe it beside those before it."""
+    shape = tuple(first.shape)
+    model = torch.empty_like(first)
+    if _layout.view(shape, batch_dims, _strides([first, model])) is None:
+        model = first = first.contiguous()
+    kept: Operands = [first]
+    for tensor in others:
+        if tensor is not None:
+            if _layout.view(shape, batch_dims, _strides([model, *kept, tensor])) is None:
+                tensor = torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
+        kept.append(tensor)
+    return first, kept[1:]
+
+
+def restored(result: Tensor | None, model: Tensor | None) -> Tensor | None:
+    """A result for copied inputs, in the memory format of what came in."""
+    if result is None or model is None:
+        return result
+    return torch.empty_like(model, dtype=result.dtype).copy_(result)
