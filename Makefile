@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
 		-c constraints.txt setuptools wheel torch triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
-		-c constraints.txt --no-build-isolation -e '.[demo,test]'
+		-c constraints.txt --no-build-isolation -e '.[cpu,demo,test]'
 	touch $@
 
 demo: $(VENV)/.installed

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 #: The same colour for a provider in every plot; vaekl's backends stand out.
 COLORS = dict(zip((p.name for p in PROVIDERS if not p.name.startswith("vaekl")),
                   ("0.6", "tab:blue", "tab:green", "tab:purple")))  # fmt: skip
-COLORS |= {"vaekl-eager": "tab:orange", "vaekl-triton": "tab:red"}
+COLORS |= {"vaekl-eager": "tab:orange", "vaekl-triton": "tab:red", "vaekl-cpu": "tab:red"}
 #: Fewer elements say nothing about bandwidth: the time goes into launching.
 BANDWIDTH_ELEMENTS = 2**17
 

@@ -18,7 +18,7 @@ import vaekl
 
 Outputs = tuple[Tensor, Tensor, Tensor | None]
 #: vaekl's backends that run on each kind of device.
-BACKENDS = {"cpu": ("eager",), "cuda": ("triton",)}
+BACKENDS = {"cpu": ("cpu", "eager"), "cuda": ("triton",)}
 
 
 def plain(mu: Tensor, logvar: Tensor, both: bool) -> Outputs:

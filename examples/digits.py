@@ -250,8 +250,9 @@ def main() -> int:
     matplotlib.rcParams["font.size"] = 13
     device = torch.device(args.device)
     images, labels = load(device)
-    triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    backend = "triton" if triton else "eager"  # as backend="auto" chooses
+    backend, needs = ("triton", "triton") if device.type == "cuda" else ("cpu", "numba")
+    if importlib.util.find_spec(needs) is None:  # as backend="auto" chooses
+        backend = "eager"
     loss = partial(vaekl_loss, backend=backend)
 
     training = time.perf_counter()

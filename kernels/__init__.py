@@ -2,6 +2,7 @@
 
 Reading order: ``gaussian`` (one element's terms), ``philox`` (noise), ``tile`` (strides),
 ``reduction`` (sums finished inside the launch), then the kernels ``forward`` and ``backward``.
+``cpu_math`` and ``cpu`` are their twins for CPUs, compiled by numba.
 
 Grammar: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``i_`` program ids, ``b_`` blocks of values.
 """

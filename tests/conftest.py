@@ -31,8 +31,10 @@ def device():
     return DEVICE
 
 
-@pytest.fixture(params=["triton", "eager"])
+@pytest.fixture(params=["triton", "cpu", "eager"])
 def backend(request):
+    if request.param == "cpu" and DEVICE != "cpu":
+        pytest.skip("tensors of these tests are on a GPU")
     return request.param
 
 

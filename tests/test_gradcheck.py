@@ -1,4 +1,4 @@
-"""torch.autograd.gradcheck in float64, through the Triton kernels and through eager."""
+"""torch.autograd.gradcheck in float64, through every backend."""
 
 import itertools
 

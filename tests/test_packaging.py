@@ -70,17 +70,21 @@ def test_kernels_is_no_top_level_package():
 BLOCK = "import sys; sys.modules['triton'] = None; sys.modules['numba'] = None\n"
 
 
-def test_works_without_triton():
+def test_works_without_triton_and_numba():
     code = (
         "import importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+        "u.find_spec = lambda name, *a: None if name in ('triton', 'numba') else find(name, *a)\n"
         "import torch, vaekl\n"
         "x = torch.zeros(2, 3, requires_grad=True)\n"
         "z, kl, of_mean = vaekl.reparameterize_kl(x, x); (z.sum() + kl + of_mean).backward()\n"
         "try: vaekl.kl_loss(x, x, backend='triton')\n"
         "except ModuleNotFoundError as error: print(error)\n"
+        "try: vaekl.kl_loss(x, x, backend='cpu')\n"
+        "except ModuleNotFoundError as error: print(error)\n"
     )
-    assert "pip install" in python(BLOCK + code)
+    printed = python(BLOCK + code)
+    assert "pip install 'triton" in printed
+    assert "pip install 'vaekl[cpu]'" in printed
 
 
 def test_import_is_lazy_and_quick():

@@ -30,7 +30,7 @@ _LIBRARY.define(
     "-> (Tensor dmu, Tensor dlogvar, Tensor deps)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_MODULES = {"triton": "vaekl._launch", "eager": "vaekl._eager"}
+_MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
 
 
 def _module(backend: str) -> ModuleType:

@@ -15,7 +15,7 @@ from ._options import DTYPES
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
-BACKENDS = ("auto", "triton", "eager")
+BACKENDS = ("auto", "triton", "cpu", "eager")
 
 
 def _tensor(name: str, value: Any) -> None:
@@ -116,16 +116,29 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@lru_cache
+def has_numba() -> bool:
+    """Is numba installed (not imported here)?"""
+    return importlib.util.find_spec("numba") is not None
+
+
 def resolve_backend(backend: Any, device: torch.device) -> str:
-    """The backend that runs: "triton" or "eager".
+    """The backend that runs: "triton", "cpu" or "eager".
 
     Raises:
-        ValueError: an unknown name, or triton asked for on a device that it cannot use.
-        ModuleNotFoundError: triton asked for and not installed.
+        ValueError: an unknown name, or a backend asked for on a device that it cannot use.
+        ModuleNotFoundError: what the backend asked for needs is not installed.
     """
     choice("backend", backend, BACKENDS)
     if backend == "auto":
-        return "triton" if device.type == "cuda" and has_triton() else "eager"
+        if device.type == "cuda" and has_triton():
+            return "triton"
+        return "cpu" if device.type == "cpu" and has_numba() else "eager"
+    if backend == "cpu":
+        if not has_numba():
+            raise ModuleNotFoundError("backend='cpu' needs numba: pip install 'vaekl[cpu]'")
+        if device.type not in ("cpu", "meta"):
+            raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
     if backend == "triton":
         if not has_triton():
             raise ModuleNotFoundError("backend='triton' needs triton: pip install 'triton>=3.6'")

@@ -61,7 +61,7 @@ def reparameterize_kl(
             At most one of eps, generator and seed.
         clamp: (lo, hi) bounds on logvar as in torch.clamp (None: no bound on that side), for z
             and both KLs; the gradient of logvar is 0 outside.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         :class:`ReparamKL` (z, kl, kl_of_mean). z has the dtype of ``mu + std * eps``; the KLs
