@@ -190,9 +190,10 @@ def clamp(values, lo, hi):
 
 
 @njit(**JIT)
-def add_scaled_noise(mu, std, eps, z):
-    for i in range(len(z)):
-        z[i] = mu[i] + std[i] * eps[i]
+def shift_and_scale(mu, std, eps):
+    """eps becomes z."""
+    for i in range(len(eps)):
+        eps[i] = mu[i] + std[i] * eps[i]
 
 
 @njit(**JIT)
@@ -235,10 +236,11 @@ def geometry(shape, piece):
     col = i_tile * tile_cols
     cols = min(tile_cols, D - col)
     pitch = (cols + 3) // 4 * 4
-    # Several rows only if they are whole: their groups follow each other.
-    block_rows = BLOCK // pitch if n_tiles == 1 else 1
     first_row = i_range * range_rows
-    return col, cols, pitch, block_rows, first_row, min(first_row + range_rows, B), i_tile, i_range
+    end_row = min(first_row + range_rows, B)
+    # Several rows only if they are whole: their groups follow each other.
+    block_rows = min(BLOCK // pitch, end_row - first_row) if n_tiles == 1 else 1
+    return col, cols, pitch, block_rows, first_row, end_row, i_tile, i_range
 
 
 @njit(**JIT)
@@ -314,7 +316,8 @@ def forward(
             write(state, 0, seed)
             write(state, 1, offset)
         col, cols, pitch, block_rows, first_row, end_row, i_tile, i_range = geometry(shape, piece)
-        sums[:] = 0.0
+        length = block_rows * pitch
+        sums[:, :length] = 0.0
         for row in range(first_row, end_row, block_rows):
             rows = min(block_rows, end_row - row)
             n = rows * pitch
@@ -331,7 +334,7 @@ def forward(
                 else:
                     group = row * ((D + 3) // 4) + col // 4
                     normals(seed, offset, group, words, lanes, b_eps)
-                add_scaled_noise(b_mu, b_std, b_eps, b_eps)
+                shift_and_scale(b_mu, b_std, b_eps)
                 move_block(z, shape, row, rows, col, cols, pitch, b_eps, True)
             if kl != 0:
                 square_plus(b_mu, b_phi)
@@ -345,7 +348,6 @@ def forward(
                 accumulate(sums[1], b_mu)
                 accumulate(sums[2], b_logvar)
 
-        length = block_rows * pitch
         scratch[piece] = tile_total(sums[0, :length], cols, pitch)
         if mean_over == ALL:
             scratch[n_pieces + piece] = tile_total(sums[1, :length], cols, pitch)
@@ -369,16 +371,16 @@ def of_mean_gradients(means, upstream, shape, mean_over, col, cols, pitch, b_mu,
     B, D = shape[0], shape[1]
     dtype = b_mu.dtype.type
     zero = dtype(0)
-    for start in range(0, len(b_mu), pitch):
-        for j in range(cols):
-            if mean_over == BATCH:
-                mean_mu, mean_logvar = read(means, col + j, zero), read(means, D + col + j, zero)
-                h = upstream / dtype(B)
-            else:
-                mean_mu, mean_logvar = read(means, 0, zero), read(means, 1, zero)
-                h = upstream / dtype(float(B) * D)
-            b_mu[start + j] = h * mean_mu
-            b_logvar[start + j] = h * exp_terms(mean_logvar)[1]
+    if mean_over == BATCH:
+        h, i_mu, i_logvar, step = upstream / dtype(B), col, D + col, 1
+    else:
+        h, i_mu, i_logvar, step = upstream / dtype(float(B) * D), 0, 1, 0
+    for j in range(cols):
+        b_mu[j] = h * read(means, i_mu + step * j, zero)
+        b_logvar[j] = h * exp_terms(read(means, i_logvar + step * j, zero))[1]
+    for j in range(pitch, len(b_mu)):
+        b_mu[j] = b_mu[j - pitch]
+        b_logvar[j] = b_logvar[j - pitch]
 
 
 @njit(**JIT)
