@@ -35,6 +35,13 @@ def test_log():
     assert np.max(np.abs(np.polyval(c.LOG_F32, t) / exact - 1)) < 6.1e-8
 
 
+def test_ln():
+    y = np.linspace(np.sqrt(0.5) - 1, np.sqrt(2) - 1, 4001)
+    log = y - y * y / 2 + y**3 * np.polyval(np.float32(c.LN_F32).astype(float), y)
+    far = np.abs(y) > 1e-6
+    assert np.max(np.abs(log[far] / np.log1p(y[far]) - 1)) < 3.6e-9
+
+
 def test_sin_cos():
     x = np.linspace(-0.5, 0.5, 4001)
     assert np.max(np.abs(x * np.polyval(c.SIN_F32, x * x) - np.sin(np.pi * x))) < 1.1e-7
