@@ -12,12 +12,14 @@ A tensor is (address, kind, row, outer, inner): where it is (0: absent), how its
 stored, and its strides as in ``tile``. A shape is (B, D, inner, tile_cols, range_rows).
 """
 
+import os
 from contextlib import suppress
 
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from . import coefficients, cpu_math
 from .cpu_math import JIT, as_f32, as_i32, exp_terms, f32, i32, normals, std_and_expm1, std_and_phi
 
 BLOCK = 1024  # elements, padding included
@@ -498,6 +500,12 @@ def backward(
             move_block(dlogvar, shape, row, rows, col, cols, pitch, b_expm1, True)
 
 
+# numba takes a change of this file alone for a change of the code; these are compiled in as well.
+_STAMPS = tuple(
+    (status.st_mtime, status.st_size)
+    for status in map(os.stat, (__file__, cpu_math.__file__, coefficients.__file__))
+)
 for _kernel in (forward, backward):
     with suppress(RuntimeError):  # no folder that can be written to: compiled in each process
         _kernel.enable_caching()
+        _kernel._cache._cache_file._source_stamp = _STAMPS

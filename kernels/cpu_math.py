@@ -77,13 +77,13 @@ def exp_terms_f32(logvar):
 def exp_terms_f64(logvar):
     """exp(logvar / 2), exp(logvar) - 1, phi(logvar)."""
     small = abs(logvar) <= 1.0
-    exp = math.exp(logvar)
+    std = math.exp(0.5 * logvar)
     phi = 0.0
     for coefficient in PHI_F64:
         phi = phi * logvar + coefficient
     phi *= logvar * logvar
-    expm1 = logvar + phi if small else exp - 1.0
-    return math.exp(0.5 * logvar), expm1, phi if small else expm1 - logvar
+    expm1 = logvar + phi if small else std * std - 1.0
+    return std, expm1, phi if small else expm1 - logvar
 
 
 def exp_terms(logvar):

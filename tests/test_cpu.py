@@ -186,6 +186,20 @@ def test_compiled_code_is_kept_on_disk(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*.nbc")) == files
 
 
+def test_a_change_of_any_source_compiles_again(tmp_path):
+    shutil.copytree(ROOT / "vaekl", tmp_path / "vaekl")
+    shutil.copytree(ROOT / "kernels", tmp_path / "vaekl" / "kernels")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, vaekl; x = torch.zeros(4, 3); vaekl.kl_loss(x, x, backend='cpu')\n"
+        "from vaekl.kernels import cpu; print(*cpu.forward.stats.cache_misses.values(), 0)\n"
+    )
+    env = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert [python(code, folder=tmp_path, **env)[0] for _ in range(2)] == ["1", "0"]
+    os.utime(tmp_path / "vaekl" / "kernels" / "cpu_math.py", (1, 1))
+    assert python(code, folder=tmp_path, **env)[0] == "1"
+
+
 @pytest.mark.parametrize("where", ["folder of its own", "read-only install"])
 def test_without_a_folder_to_write_to(where, tmp_path):
     """Nowhere to keep compiled code: it is compiled again, and nothing is said."""
