@@ -28,6 +28,7 @@ from ._plans import (
     arrange_forward,
     arranged,
     remember,
+    restored,
     signature,
 )
 
@@ -192,8 +193,9 @@ def forward(
         plan = _plan_forward(mu, logvar, eps, options)
         remember(_forward_plans, key, plan)
     if plan is None:
-        mu, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
-        return forward(mu, logvar, eps, generator, seed, options)
+        dense, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
+        z, *others = forward(dense, logvar, eps, generator, seed, options)
+        return restored(z, mu), others[0], others[1], others[2], others[3]
 
     z = kl = kl_of_mean = state = means = None
     word = offset = 0
@@ -264,9 +266,14 @@ def backward(
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs)
         remember(_backward_plans, key, plan)
     if plan is None:
-        mu, (logvar, eps, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
+        model, (logvar_, eps_, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
         dkl = None if dkl is None else dkl.contiguous()
-        return backward(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs)
+        results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
+        return (
+            restored(results[0], mu),
+            restored(results[1], logvar),
+            restored(results[2], eps),
+        )
 
     gradients = [
         torch.empty_strided(mu.shape, stride, dtype=like.dtype)
