@@ -200,15 +200,15 @@ def forward(
     z = kl = kl_of_mean = state = means = None
     word = offset = 0
     if options.sample:
-        z = torch.empty_strided(mu.shape, plan.z_stride, dtype=plan.z_dtype)
+        z = torch.empty_strided(mu.shape, plan.z_stride, dtype=plan.z_dtype, device="cpu")
         if eps is None:
             word, offset, _ = draw_key(mu.device, generator, seed)
-            state = torch.empty(2, dtype=torch.int64)
+            state = torch.empty(2, dtype=torch.int64, device="cpu")
     if options.reduction is not None:
-        kl = torch.empty(plan.kl_shape, dtype=plan.dtype)
+        kl = torch.empty(plan.kl_shape, dtype=plan.dtype, device="cpu")
     if options.mean_over is not None:
-        kl_of_mean = torch.empty((), dtype=plan.dtype)
-        means = torch.empty(plan.means_shape, dtype=plan.dtype)
+        kl_of_mean = torch.empty((), dtype=plan.dtype, device="cpu")
+        means = torch.empty(plan.means_shape, dtype=plan.dtype, device="cpu")
     tensors = (mu, logvar, eps, z)
     results = (kl, kl_of_mean, means, state)
     arguments = (
@@ -276,7 +276,7 @@ def backward(
         )
 
     gradients = [
-        torch.empty_strided(mu.shape, stride, dtype=like.dtype)
+        torch.empty_strided(mu.shape, stride, dtype=like.dtype, device="cpu")
         if need and like is not None
         else None
         for like, need, stride in zip((mu, logvar, eps), needs, plan.strides)
