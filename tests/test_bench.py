@@ -115,9 +115,19 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     assert (results / "cpu-speedup.png").read_bytes().startswith(PNG)
     assert data["device"]["versions"]["torch"] == torch.__version__
 
-    (results / "host.json").write_text(json.dumps({"rows": [{"name": "forward", "us": 12.34}]}))
-    row = {"kernel": "forward", "target": "sm_90", "registers": 40}
-    rows = [row, {**row, "registers": 52, "instructions_per_element": 55.5}]
+    call = {"name": "a call", "forward_us": 12.3, "forward_backward_us": 45.6, "plain_operators": 9}
+    host = {"machine": "M", "versions": {"torch": "2"}, "operator_us": 1.0, "rows": [call]}
+    (results / "host.json").write_text(json.dumps(host))
+    row = {
+        "kernel": "forward",
+        "target": "sm_90",
+        "registers": 52,
+        "instructions_per_element": 55.5,
+    }
+    rows = [
+        {**row, "variant": f"fp32 {shape} kl=batchmean of_mean=batch z"}
+        for shape in ("many", "one")
+    ]
     (results / "codegen.json").write_text(json.dumps({"rows": rows}))
     readme, summary = tmp_path / "README.md", tmp_path / "summary.json"
     readme.write_text(README)
@@ -128,7 +138,7 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     _run(*report, "--check")
     text = readme.read_text()
     for part in ("Top.", "4.500 nats", "75%", "Middle.", "Not yet measured on a GPU.",
-                 "| 128x20 fp32 |", "| forward | 12.3 |", "| forward, sm_90 | 2 | 40-52 | 55.5 |",
+                 "| 128x20 fp32 |", "| a call | 12.3 | 45.6 | 9 |", "| forward fp32 | 52 registers, 55.5 |",
                  "results/cpu-speedup.png", "End."):  # fmt: skip
         assert part in text, part
     readme.write_text(text.replace("4.500 nats", "4.501 nats"))
