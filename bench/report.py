@@ -140,8 +140,9 @@ def host(data: dict[str, Any]) -> str:
     """Microseconds of Python and C++ before a kernel is launched."""
     versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
     where = f"{data['machine']}; {versions}"
-    text = f"""**Host time** of the Triton path, launches thrown away ({where}), beside the operators that plain torch would launch; the cheapest takes
-        {data["operator_us"]} µs there."""
+    text = f"""**Host time** of the Triton path, launches thrown away ({where}), beside the
+        operators that plain torch would launch; the cheapest takes {data["operator_us"]} µs
+        there."""
     headings = ["call", "forward, µs", "forward + backward, µs", "plain torch, operators"]
     keys = ("name", "forward_us", "forward_backward_us", "plain_operators")
     lines = [[str(row[key]) for key in keys] for row in data["rows"]]

@@ -138,7 +138,8 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     _run(*report, "--check")
     text = readme.read_text()
     for part in ("Top.", "4.500 nats", "75%", "Middle.", "Not yet measured on a GPU.",
-                 "| 128x20 fp32 |", "| a call | 12.3 | 45.6 | 9 |", "| forward fp32 | 52 registers, 55.5 |",
+                 "| 128x20 fp32 |", "| a call | 12.3 | 45.6 | 9 |",
+                 "| forward fp32 | 52 registers, 55.5 |",
                  "results/cpu-speedup.png", "End."):  # fmt: skip
         assert part in text, part
     readme.write_text(text.replace("4.500 nats", "4.501 nats"))
