@@ -69,6 +69,18 @@ def test_inputs_needed(needs, backend, many_programs, device):
     gradcheck(lambda *t: call(*t, backend=backend), tuple(inputs((5, 6), device, needs)), backend)
 
 
+@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3))[:-1])
+@pytest.mark.parametrize(
+    "outputs", [c for n in (1, 2, 3) for c in itertools.combinations(OUTPUTS, n)]
+)
+def test_every_pairing_of_outputs_and_inputs(outputs, needs, backend, device):
+    tensors = tuple(inputs((3, 5), device, needs))
+    if not call(*tensors, outputs=outputs, backend=backend):
+        assert needs == (False, False, True)  # eps reaches z alone: nothing to check
+        return
+    gradcheck(lambda *t: call(*t, outputs=outputs, backend=backend), tensors, backend)
+
+
 @pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1), (4, 5), (9, 13)])
 @pytest.mark.parametrize("given", [False, True])
 def test_shapes(shape, given, backend, many_programs, device):
