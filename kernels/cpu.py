@@ -162,7 +162,7 @@ def move_block(tensor, shape, row, rows, col, cols, pitch, block, store):
     """Rows x columns of a tensor into a block, or out of it; block row r begins at r pitch."""
     address, kind, s_row, s_outer, s_inner = tensor
     inner = shape[2]
-    if s_inner == 1 and s_row == cols and cols == pitch and cols == inner:
+    if s_inner == 1 and s_row == pitch == cols == inner == shape[1]:  # rows end to end
         if store:
             write_run(address, kind, row * s_row, 1, block[: rows * cols])
         else:

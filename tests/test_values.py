@@ -186,6 +186,13 @@ def test_four_axes(layout, backend, many_programs, device):
     check(mu, logvar, backend=backend, eps=eps)
 
 
+@pytest.mark.parametrize("inner", [1024, 128])
+def test_outer_axis_first_in_memory(inner, backend, device):
+    """Rows that follow each other within each outer index; inner as wide as a block can be."""
+    mu, logvar = (t.transpose(0, 1) for t in make_inputs((2, 3, inner), device=device))
+    check(mu, logvar, backend=backend, reduction="none")
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_wide_offsets(reduction, many_programs, device, monkeypatch):
     """The int64 variant, which tensors past 2^31 elements take, on small ones."""
