@@ -18,21 +18,14 @@ JIT = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 f32, i32, u32, u64 = np.float32, np.int32, np.uint32, np.uint64
 
 EXP_F32 = tuple(map(f32, coefficients.EXP_F32))
-LN_F32 = tuple(map(f32, coefficients.LN_F32))
-SIN_F32 = tuple(map(f32, coefficients.SIN_F32))
-COS_F32 = tuple(map(f32, coefficients.COS_F32))
 PHI_F64 = coefficients.PHI_F64
-HALF, ONE, TWO, LN2 = f32(0.5), f32(1.0), f32(2.0), f32(math.log(2.0))
+HALF, ONE, TWO = f32(0.5), f32(1.0), f32(2.0)
 LOWEST = f32(-176.0)
 HALF_LOG2_E = f32(0.7213475204444817)
 TWO_LN2_HIGH = f32(1.38629150390625)  # 15 bits of 2 ln 2: n times it is exact
 TWO_LN2_LOW = f32(2.8572136406188347e-06)
 ROUND = f32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, held in the low bits
 ROUND_127 = f32(12583039.0)
-TWO_M32 = f32(2.0**-32)
-TWO_M33 = f32(2.0**-33)
-SQRT_HALF_BITS = i32(0x3F3504F3)
-WORD = u64(0xFFFFFFFF)
 
 
 @intrinsic
@@ -96,117 +89,3 @@ def _exp_terms(logvar):
     if logvar == types.float32:
         return lambda logvar: exp_terms_f32(logvar)
     return lambda logvar: exp_terms_f64(logvar)
-
-
-@njit(**JIT)
-def std_and_phi(logvar, std, phi):
-    """What forward needs of each logvar."""
-    for i in range(len(logvar)):
-        std[i], _, phi[i] = exp_terms(logvar[i])
-
-
-@njit(**JIT)
-def std_and_expm1(logvar, std, expm1):
-    """What backward needs of each logvar."""
-    for i in range(len(logvar)):
-        std[i], expm1[i], _ = exp_terms(logvar[i])
-
-
-@njit(**JIT)
-def philox(seed, offset, first, w0, w1, w2, w3):
-    """The four words of groups first, first + 1, ..."""
-    counter = u64(offset) >> u64(2)
-    k0, k1 = u64(seed) & WORD, u64(seed) >> u64(32)
-    m0, m1 = u64(0xD2511F53), u64(0xCD9E8D57)
-    s0, s1 = u64(0x9E3779B9), u64(0xBB67AE85)
-    for i in range(len(w0)):
-        group = u64(first + i)
-        c0, c1 = counter & WORD, counter >> u64(32)
-        c2, c3 = group & WORD, group >> u64(32)
-        # Whole 64-bit products: one instruction gives both halves.
-        for turn in range(10):
-            p0, p1 = m0 * c0, m1 * c2
-            c0 = (p1 >> u64(32)) ^ c1 ^ ((k0 + u64(turn) * s0) & WORD)
-            c1 = p1 & WORD
-            c2 = (p0 >> u64(32)) ^ c3 ^ ((k1 + u64(turn) * s1) & WORD)
-            c3 = p0 & WORD
-        w0[i], w1[i], w2[i], w3[i] = u32(c0), u32(c1), u32(c2), u32(c3)
-
-
-@njit(**JIT)
-def pairs_f32(radius_words, angle_words, cosines, sines):
-    """Box-Muller: two normals of each pair of words (int32 views)."""
-    a, b, c, d, e, f, g, h, k = LN_F32
-    s0, s1, s2, s3, s4 = SIN_F32
-    c0, c1, c2, c3, c4 = COS_F32
-    for i in range(len(cosines)):
-        # x = u, or u - 1 for u >= 1/2: there only the signed word still has the digits of 1 - u.
-        word = radius_words[i]
-        x = f32(word) * TWO_M32 + TWO_M33
-        u = x if word >= 0 else x + ONE
-        # u = 2^n (1 + y) with 1 + y in [sqrt(1/2), sqrt(2)).
-        bits = as_i32(u)
-        n = i32(bits - SQRT_HALF_BITS) >> 23
-        y = as_f32(i32(bits - (n << 23))) - ONE
-        y = x if (word < 0) & (n == 0) else y
-        tail = (((((((a * y + b) * y + c) * y + d) * y + e) * y + f) * y + g) * y + h) * y + k
-        y2 = y * y
-        ln = y + (y2 * (y * tail - HALF) + f32(i32(n)) * LN2)
-        radius = math.sqrt(-TWO * ln)
-        # The angle is pi (t + half turns), t in [-1/2, 1/2); a half turn flips both signs.
-        angle = angle_words[i]
-        double = i32(angle << 1)
-        t = f32(double) * TWO_M32
-        radius = as_f32(as_i32(radius) ^ i32((angle ^ double) & i32(-0x80000000)))
-        t2 = t * t
-        cosines[i] = radius * ((((c0 * t2 + c1) * t2 + c2) * t2 + c3) * t2 + c4)
-        sines[i] = radius * (t * ((((s0 * t2 + s1) * t2 + s2) * t2 + s3) * t2 + s4))
-
-
-@njit(**JIT)
-def pairs_f64(radius_words, angle_words, cosines, sines):
-    """Box-Muller: two normals of each pair of words (int32 views)."""
-    for i in range(len(cosines)):
-        u = (float(u32(radius_words[i])) + 0.5) * 2.0**-32
-        radius = math.sqrt(-2.0 * math.log(u))
-        angle = float(angle_words[i]) * (2.0**-31 * math.pi)
-        cosines[i] = radius * math.cos(angle)
-        sines[i] = radius * math.sin(angle)
-
-
-def pairs(radius_words, angle_words, cosines, sines):
-    """Box-Muller in the precision of the results."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(pairs, jit_options=JIT)
-def _pairs(radius_words, angle_words, cosines, sines):
-    if cosines.dtype == types.float32:
-        return lambda radius_words, angle_words, cosines, sines: pairs_f32(
-            radius_words, angle_words, cosines, sines
-        )
-    return lambda radius_words, angle_words, cosines, sines: pairs_f64(
-        radius_words, angle_words, cosines, sines
-    )
-
-
-@njit(**JIT)
-def interleave(n0, n1, n2, n3, eps):
-    """Lane k of group g goes to place 4 g + k."""
-    for g in range(len(n0)):
-        eps[4 * g] = n0[g]
-        eps[4 * g + 1] = n1[g]
-        eps[4 * g + 2] = n2[g]
-        eps[4 * g + 3] = n3[g]
-
-
-@njit(**JIT)
-def normals(seed, offset, first, words, lanes, eps):
-    """eps of consecutive groups. words: int32 [4, groups or more]; lanes: as eps, [4, ...]."""
-    n = len(eps) // 4
-    w0, w1, w2, w3 = words[0, :n], words[1, :n], words[2, :n], words[3, :n]
-    n0, n1, n2, n3 = lanes[0, :n], lanes[1, :n], lanes[2, :n], lanes[3, :n]
-    philox(seed, offset, first, w0, w1, w2, w3)
-    pairs(w0, w1, n0, n1)
-    pairs(w2, w3, n2, n3)
-    interleave(n0, n1, n2, n3, eps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from vaekl.kernels import cpu as kernels
 
 from ._eager import Backward, Forward
+from ._memory import use_huge_pages
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
@@ -38,15 +40,16 @@ _KINDS = {
     torch.bfloat16: kernels.BF16,
     torch.float16: kernels.F16,
 }
+_SCALARS = {d: torch.empty((), dtype=d, device="cpu") for d in (torch.float32, torch.float64)}
+_STATE = torch.empty(2, dtype=torch.int64, device="cpu")
 _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
-_ABSENT = (0, 0, 0, 0, 0)
-#: Elements of a piece: small enough to share out, large enough that its sums are few.
-PIECE = 32768
-#: Pieces for which another thread is woken: two take about 0.1 ms forward in float32, and waking
+#: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
+SHARE = 32768
+#: Shares for which another thread is woken: two take about 0.1 ms forward in float32, and waking
 #: a thread on a busy machine was measured to cost up to half of that.
-PIECES_PER_THREAD = 2
-
-Layout = tuple[int, int, int, int]  # kind, row, outer, inner
+SHARES_PER_THREAD = 2
+#: Row ranges times column tiles, at most: each range has column sums of its own.
+MOST_PIECES = 512
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -74,82 +77,93 @@ def _helpers(count: int) -> ThreadPoolExecutor:
 
 
 class Launch:
-    """A kernel with all but its tensors and its key fixed."""
+    """A kernel with all but its addresses fixed."""
 
     def __init__(
-        self, kernel: Callable[..., None], arrangement: Arrangement, dtype: torch.dtype, o: Options
+        self,
+        kernel: Callable[..., None],
+        arrangement: Arrangement,
+        dtypes: list[torch.dtype],
+        dtype: torch.dtype,
+        options: Options,
     ) -> None:
-        view = arrangement.view
-        tiles = -(-view.event // kernels.BLOCK)
+        view, block = arrangement.view, kernels.BLOCK
+        per_row, mean_over = options.reduction == "none", _MEAN_OVER[options.mean_over]
+        tiles = -(-view.event // block)
         tile_cols = -(-view.event // (4 * tiles)) * 4
+        tiles = -(-view.event // tile_cols)
         # Whole blocks of rows, where a block is more than one.
-        step = max(kernels.BLOCK // tile_cols, 1) if tiles == 1 else 1
-        range_rows = max(PIECE // (tile_cols * step), 1) * step
-        self.ranges = -(-view.batch // range_rows)
-        self.tiles = -(-view.event // tile_cols)
-        self.pieces = self.tiles * self.ranges
+        step = max(block // tile_cols, 1) if tiles == 1 else 1
+        range_rows = max(SHARE // tile_cols, -(-view.batch * tiles // MOST_PIECES), 1)
+        range_rows = -(-range_rows // step) * step
+        ranges = -(-view.batch // range_rows)
+        pieces = tiles * ranges
+        chunk = max(SHARE // (tile_cols * min(range_rows, view.batch)), 1)
         shape = (view.batch, view.event, view.inner, tile_cols, range_rows)
-        options = (int(o.reduction == "none"), _MEAN_OVER[o.mean_over], int(o.clamp is not None))
-        denominator = float(kl_denominator(o.reduction, view.batch, view.event))
-        self.fixed = (shape, options, *(o.clamp or (0.0, 0.0)), denominator)
+        denominator = kl_denominator(options.reduction, view.batch, view.event)
+        flags = (chunk, per_row, mean_over, options.clamp is not None, denominator)
+        tensors = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
+        flat = (*shape, *flags, arrangement.dkl_row, *chain.from_iterable(tensors))
         self.kernel = kernel
-        self.work = (kernels.BUFFERS, kernels.BLOCK), np.dtype(str(dtype).removeprefix("torch."))
+        self.plan = np.array(flat, np.int64)
+        self.numbers = np.array(options.clamp or (0, 0), str(dtype).removeprefix("torch."))
+        #: Counters and sums, as `forward` in kernels/cpu_forward.py divides them; backward's fit.
+        self.shared = 2 + tiles + 3 * pieces
+        self.shared += tiles * view.batch if per_row and tiles > 1 else 0
+        self.shared += 2 * ranges * view.event if options.mean_over == "batch" else 0
+        self.most_threads = pieces // chunk // SHARES_PER_THREAD
 
-    def _work(self, arguments: tuple[Any, ...], keep: Any) -> None:
-        """Be one worker. `keep` holds the memory, whatever becomes of the caller."""
-        self.kernel(np.empty(*self.work), *arguments)
-
-    def __call__(self, arguments: tuple[Any, ...], keep: Any) -> None:
-        """Run on as many threads as torch would use."""
-        arguments = (np.zeros(2, np.int64), *arguments)
-        helpers = min(torch.get_num_threads(), self.pieces // PIECES_PER_THREAD) - 1
+    def __call__(self, keep: Any, *addresses: int) -> None:
+        """Run on as many threads as torch would use. `keep` holds the memory until all are done."""
+        arguments = (self.numbers, self.plan, np.zeros(self.shared), *addresses)
         futures: list[Future[None]] = []
+        helpers = min(torch.get_num_threads(), self.most_threads) - 1
         if helpers > 0:
             pool = _helpers(helpers)
-            futures = [pool.submit(self._work, arguments, keep) for _ in range(helpers)]
-        self._work(arguments, keep)
+            futures = [pool.submit(self._help, keep, arguments) for _ in range(helpers)]
+        self.kernel(*arguments)
         for future in futures:
             # One that has not begun by now would find nothing left to do.
             if not future.cancel():
                 future.result()
 
-
-class _ForwardPlan(NamedTuple):
-    launch: Launch
-    layouts: list[Layout]  # of mu, logvar, eps, z
-    dtype: torch.dtype
-    z_stride: Strides
-    z_dtype: torch.dtype
-    kl_shape: Strides
-    means_shape: Strides
-    scratch_size: int
-
-
-class _BackwardPlan(NamedTuple):
-    launch: Launch
-    layouts: list[Layout]  # of mu, logvar, eps, dz, dmu, dlogvar, deps
-    strides: list[Strides]  # of dmu, dlogvar, deps
-    dkl_row: int
-
-
-_forward_plans: dict[Any, _ForwardPlan | None] = {}
-_backward_plans: dict[Any, _BackwardPlan | None] = {}
-
-
-def _operand(tensor: Tensor | None, layout: Layout) -> tuple[int, int, int, int, int]:
-    return _ABSENT if tensor is None else (tensor.data_ptr(), *layout)
+    def _help(self, keep: Any, arguments: tuple[Any, ...]) -> None:
+        self.kernel(*arguments)
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _layouts(arrangement: Arrangement, dtypes: list[torch.dtype]) -> list[Layout]:
-    return [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
-
-
 def _dtype(tensor: Tensor | None) -> torch.dtype:
     return torch.float32 if tensor is None else tensor.dtype
+
+
+def _empty(like: Tensor, stride: Strides, dtype: torch.dtype) -> Tensor:
+    """Memory of the shape of `like`, which need not be dense."""
+    if dtype is like.dtype and stride == like.stride():
+        result = torch.empty_like(like)
+    else:
+        result = torch.empty_strided(like.shape, stride, dtype=dtype, device="cpu")
+    return use_huge_pages(result)
+
+
+class _ForwardPlan(NamedTuple):
+    launch: Launch
+    z_stride: Strides
+    z_dtype: torch.dtype
+    kl_shape: Strides
+    means_shape: Strides
+    scalar: Tensor  # of the dtype of the KLs
+
+
+class _BackwardPlan(NamedTuple):
+    launch: Launch
+    strides: list[Strides]  # of dmu, dlogvar, deps
+
+
+_forward_plans: dict[Any, _ForwardPlan | None] = {}
+_backward_plans: dict[Any, _BackwardPlan | None] = {}
 
 
 def _plan_forward(
@@ -159,22 +173,15 @@ def _plan_forward(
     arrangement = arrange_forward(mu, logvar, eps, options)
     if arrangement is None:
         return None
-    view, dtype = arrangement.view, compute_dtype(mu, logvar, eps)
-    z_dtype = sample_dtype(mu, logvar, eps)
-    launch = Launch(kernels.forward, arrangement, dtype, options)
-    per_row = options.reduction == "none"
-    # The layout of scratch is in kernels/cpu.py.
-    scratch_size = 3 * launch.pieces + (launch.tiles * view.batch if per_row else 0)
-    scratch_size += 2 * launch.ranges * view.event if options.mean_over == "batch" else 0
+    dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
+    dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
     return _ForwardPlan(
-        launch=launch,
-        layouts=_layouts(arrangement, [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]),
-        dtype=dtype,
+        launch=Launch(kernels.forward, arrangement, dtypes, dtype, options),
         z_stride=arrangement.like[0],
         z_dtype=z_dtype,
-        kl_shape=tuple(mu.shape[: options.batch_dims]) if per_row else (),
-        means_shape=(2, view.event) if options.mean_over == "batch" else (2,),
-        scratch_size=scratch_size,
+        kl_shape=tuple(mu.shape[: options.batch_dims]) if options.reduction == "none" else (),
+        means_shape=(2, arrangement.view.event) if options.mean_over == "batch" else (2,),
+        scalar=_SCALARS[dtype],
     )
 
 
@@ -199,27 +206,32 @@ def forward(
 
     z = kl = kl_of_mean = state = means = None
     word = offset = 0
+    scalar = plan.scalar
     if options.sample:
-        z = torch.empty_strided(mu.shape, plan.z_stride, dtype=plan.z_dtype, device="cpu")
+        z = _empty(mu, plan.z_stride, plan.z_dtype)
         if eps is None:
             word, offset, _ = draw_key(mu.device, generator, seed)
-            state = torch.empty(2, dtype=torch.int64, device="cpu")
-    if options.reduction is not None:
-        kl = torch.empty(plan.kl_shape, dtype=plan.dtype, device="cpu")
+            state = torch.empty_like(_STATE)
+    if options.reduction == "none":
+        kl = torch.empty(plan.kl_shape, dtype=scalar.dtype, device="cpu")
+    elif options.reduction is not None:
+        kl = torch.empty_like(scalar)
     if options.mean_over is not None:
-        kl_of_mean = torch.empty((), dtype=plan.dtype, device="cpu")
-        means = torch.empty(plan.means_shape, dtype=plan.dtype, device="cpu")
-    tensors = (mu, logvar, eps, z)
-    results = (kl, kl_of_mean, means, state)
-    arguments = (
-        np.empty(plan.scratch_size),
-        *map(_operand, tensors, plan.layouts),
-        *map(_address, results),
-        *plan.launch.fixed,
+        kl_of_mean = torch.empty_like(scalar)
+        means = torch.empty(plan.means_shape, dtype=scalar.dtype, device="cpu")
+    plan.launch(
+        (mu, logvar, eps, z, kl, kl_of_mean, means, state),
+        mu.data_ptr(),
+        logvar.data_ptr(),
+        _address(eps),
+        _address(z),
+        _address(kl),
+        _address(kl_of_mean),
+        _address(means),
+        _address(state),
         word,
         offset,
     )
-    plan.launch(arguments, (tensors, results))
     return z, kl, kl_of_mean, state, means
 
 
@@ -237,11 +249,10 @@ def _plan_backward(
     if arrangement is None:
         return None
     inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
+    dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
     return _BackwardPlan(
-        launch=Launch(kernels.backward, arrangement, compute_dtype(mu, logvar, eps), options),
-        layouts=_layouts(arrangement, [*inputs, _dtype(dz), *inputs]),
+        launch=Launch(kernels.backward, arrangement, dtypes, dtype, options),
         strides=arrangement.like,
-        dkl_row=arrangement.dkl_row,
     )
 
 
@@ -275,20 +286,22 @@ def backward(
             restored(results[2], eps),
         )
 
-    gradients = [
-        torch.empty_strided(mu.shape, stride, dtype=like.dtype, device="cpu")
-        if need and like is not None
-        else None
+    dmu, dlogvar, deps = (
+        _empty(like, stride, like.dtype) if need and like is not None else None
         for like, need, stride in zip((mu, logvar, eps), needs, plan.strides)
-    ]
-    tensors = (mu, logvar, eps, dz, *gradients)
-    scalars = (dkl_of_mean, means, state)
-    arguments = (
-        *map(_operand, tensors, plan.layouts),
-        _address(dkl),
-        plan.dkl_row,
-        *map(_address, scalars),
-        *plan.launch.fixed,
     )
-    plan.launch(arguments, (tensors, dkl, scalars))
-    return gradients[0], gradients[1], gradients[2]
+    plan.launch(
+        (mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean, means, state),
+        mu.data_ptr(),
+        logvar.data_ptr(),
+        _address(eps),
+        _address(dz),
+        _address(dmu),
+        _address(dlogvar),
+        _address(deps),
+        _address(dkl),
+        _address(dkl_of_mean),
+        _address(means),
+        _address(state),
+    )
+    return dmu, dlogvar, deps

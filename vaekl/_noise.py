@@ -12,6 +12,17 @@ import torch
 
 # Between reading an offset and moving on, no other thread may read it.
 _LOCK = threading.Lock()
+
+
+class _Word(threading.local):
+    """Memory for one 64-bit draw, of each thread its own."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.tensor = torch.empty((), dtype=torch.int64, device="cpu")
+
+
+_word = _Word()
 Key = tuple[int, int, torch.Tensor | None]
 
 
@@ -34,5 +45,4 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
             offset = generator.get_offset()
             generator.set_offset(offset + 4)
         return signed64(generator.initial_seed()), offset, None
-    word = torch.empty((), dtype=torch.int64, device="cpu")
-    return int(word.random_(-(2**63), None, generator=generator)), 0, None
+    return int(_word.tensor.random_(-(2**63), None, generator=generator)), 0, None

@@ -1,0 +1,229 @@
+"""CPU code: elements of tensors in memory, widened into blocks and rounded out of them.
+
+A tensor is (address, kind, row, outer, inner): where it is (0: absent), how its elements are
+stored, and its strides as in ``tile``. A block is a dense array of the computation's dtype.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from .cpu_math import JIT, as_f32, as_i32, f32, i32
+
+F32, F64, BF16, F16 = range(4)  # kinds of storage
+SIZES = (4, 8, 2, 2)  # bytes of an element, by kind
+
+
+@intrinsic
+def read(typingctx, address, index, like):
+    """Element `index` of the array at `address` of what `like` is an example of."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], context.get_value_type(like).as_pointer())
+        return builder.load(builder.gep(pointer, [args[1]]))
+
+    return like(types.int64, types.int64, like), generate
+
+
+@intrinsic
+def write(typingctx, address, index, value):
+    """Store value as element `index` of the array at `address`."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], context.get_value_type(value).as_pointer())
+        builder.store(args[2], builder.gep(pointer, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, value), generate
+
+
+@intrinsic
+def fetch_add(typingctx, address, index):
+    """Add 1 to an int64 that workers share; what it was before."""
+
+    def generate(context, builder, signature, args):
+        integer = context.get_value_type(types.int64)
+        pointer = builder.gep(builder.inttoptr(args[0], integer.as_pointer()), [args[1]])
+        return builder.atomic_rmw("add", pointer, integer(1), "acq_rel")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, address, for_write):
+    """Bring the cache line at `address` near; harmless where there is none."""
+    flag = int(for_write.literal_value)
+
+    def generate(context, builder, signature, args):
+        pointer, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [pointer],
+            ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer]),
+        )
+        near, data = integer(3), integer(1)
+        builder.call(function, [builder.inttoptr(args[0], pointer), integer(flag), near, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, for_write), generate
+
+
+@njit(**JIT)
+def bf16_to_f32(bits):
+    return as_f32(i32(i32(bits) << 16))
+
+
+@njit(**JIT)
+def f32_to_bf16(value):
+    bits = as_i32(value)
+    rounded = i32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest even
+    return np.int16(0x7FC0 if value != value else rounded)
+
+
+@njit(**JIT)
+def f16_to_f32(bits):
+    size = i32(i32(bits) & 0x7FFF)
+    scaled = as_f32(i32(size << 13)) * f32(2.0**112)  # subnormals too
+    special = as_f32(i32((size << 13) | 0x7F800000))  # inf and NaN
+    magnitude = special if size >= 0x7C00 else scaled
+    return as_f32(i32(as_i32(magnitude) | i32((i32(bits) & 0x8000) << 16)))
+
+
+@njit(**JIT)
+def f32_to_f16(value):
+    bits = as_i32(value)
+    size = i32(bits & 0x7FFFFFFF)
+    # To nearest even: normal results by integers, subnormal ones by an addition that aligns them.
+    normal = i32(size - 0x38000000 + 0xFFF + ((size >> 13) & 1)) >> 13
+    subnormal = i32(as_i32(as_f32(size) + f32(0.5)) - 0x3F000000)
+    half = subnormal if size < 0x38800000 else normal
+    half = 0x7C00 if size >= 0x477FF000 else half
+    half = 0x7E00 if size > 0x7F800000 else half
+    return np.uint16(half | ((bits >> 16) & 0x8000))
+
+
+def widen(raw):
+    """An element as it is stored (bfloat16: int16, float16: uint16) as a float."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(widen, jit_options=JIT)
+def _widen(raw):
+    if raw == types.int16:
+        return lambda raw: bf16_to_f32(raw)
+    if raw == types.uint16:
+        return lambda raw: f16_to_f32(raw)
+    return lambda raw: raw
+
+
+def narrow(value, like):
+    """A float rounded to what `like` is stored as."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(narrow, jit_options=JIT)
+def _narrow(value, like):
+    if like == types.int16:
+        return lambda value, like: f32_to_bf16(f32(value))
+    if like == types.uint16:
+        return lambda value, like: f32_to_f16(f32(value))
+    if like == types.float32:
+        return lambda value, like: f32(value)
+    return lambda value, like: float(value)
+
+
+@njit(**JIT)
+def _read_as(like, address, first, step, out):
+    if step == 1:
+        for i in range(len(out)):
+            out[i] = widen(read(address, first + i, like))
+    else:
+        for i in range(len(out)):
+            out[i] = widen(read(address, first + i * step, like))
+
+
+@njit(**JIT)
+def _write_as(like, address, first, step, values):
+    if step == 1:
+        for i in range(len(values)):
+            write(address, first + i, narrow(values[i], like))
+    else:
+        for i in range(len(values)):
+            write(address, first + i * step, narrow(values[i], like))
+
+
+@njit(**JIT)
+def read_run(address, kind, first, step, out):
+    """out[i] = element first + i step, widened."""
+    if kind == F32:
+        _read_as(f32(0), address, first, step, out)
+    elif kind == F64:
+        _read_as(0.0, address, first, step, out)
+    elif kind == BF16:
+        _read_as(np.int16(0), address, first, step, out)
+    else:
+        _read_as(np.uint16(0), address, first, step, out)
+
+
+@njit(**JIT)
+def write_run(address, kind, first, step, values):
+    """Element first + i step = values[i], rounded."""
+    if kind == F32:
+        _write_as(f32(0), address, first, step, values)
+    elif kind == F64:
+        _write_as(0.0, address, first, step, values)
+    elif kind == BF16:
+        _write_as(np.int16(0), address, first, step, values)
+    else:
+        _write_as(np.uint16(0), address, first, step, values)
+
+
+@njit(**JIT)
+def _move_block(tensor, event, inner, row, rows, col, cols, block, store):
+    address, kind, s_row, s_outer, s_inner = tensor
+    if s_inner == 1 and cols == event == inner and (s_row == event or rows == 1):
+        rows, cols = 1, rows * cols  # rows end to end
+    for r in range(rows):
+        j = 0
+        while j < cols:
+            i_outer, i_inner = divmod(col + j, inner) if event != inner else (0, col + j)
+            n = min(inner - i_inner, cols - j) if event != inner else cols
+            first = (row + r) * s_row + i_outer * s_outer + i_inner * s_inner
+            run = block[r * cols + j : r * cols + j + n]
+            if store:
+                write_run(address, kind, first, s_inner, run)
+            else:
+                read_run(address, kind, first, s_inner, run)
+            j += n
+
+
+@njit(**JIT)
+def read_block(tensor, event, inner, row, rows, col, cols, block):
+    """Rows x columns of a tensor into a block."""
+    _move_block(tensor, event, inner, row, rows, col, cols, block, False)
+
+
+@njit(**JIT)
+def write_block(tensor, event, inner, row, rows, col, cols, block):
+    """A block into rows x columns of a tensor."""
+    _move_block(tensor, event, inner, row, rows, col, cols, block, True)
+
+
+@njit(**JIT)
+def approach(tensor, event, inner, row, rows, col, cols, for_write):
+    """Have rows x columns of a tensor come near while something else is computed.
+
+    Blocks alternate between memory and arithmetic, which the processor's own guesses, made for
+    steady streams, do not cover.
+    """
+    address, kind, s_row, _, s_inner = tensor
+    if address != 0 and s_inner == 1 and event == inner:
+        size = SIZES[kind]
+        n = rows * cols if s_row == cols else cols
+        start = address + (row * s_row + col) * size
+        for place in range(start, start + n * size, 64):
+            if for_write:
+                prefetch(place, True)
+            else:
+                prefetch(place, False)
