@@ -15,6 +15,8 @@ EXP_F32 = (
     0.0208333320915699,
     0.125,
 )
+# The same in float64: Taylor, relative error 4e-18
+EXP_F64 = tuple(0.5 ** (k + 2) / factorial(k + 2) for k in range(14, -1, -1))
 # (e^l - 1 - l) / l^2 on |l| <= 1: Taylor, relative error 2.5e-17
 PHI_F64 = tuple(1.0 / factorial(k + 2) for k in range(16, -1, -1))
 # -2 log(1 - t) / t on 0 <= t <= 1/64: relative error 6.1e-8
@@ -32,6 +34,9 @@ LN_F32 = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
+# log((1 + s) / (1 - s)) / s in s^2, for the same 1 + y = (1 + s) / (1 - s): Taylor, relative error
+# 1e-21
+LN_F64 = tuple(2.0 / (2 * k + 1) for k in range(12, -1, -1))
 # sin(pi x) / x and cos(pi x) in x^2 on |x| <= 0.5: absolute error 1.1e-7 and 8.3e-8
 SIN_F32 = (
     0.07765940576791763,

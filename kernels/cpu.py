@@ -14,11 +14,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from .cpu_backward import backward
-from .cpu_blocks import ALL, BATCH, BLOCK, NONE
+from .cpu_blocks import ALL, BATCH, BLOCK, BUFFERS, NONE
 from .cpu_forward import forward
 from .cpu_memory import BF16, F16, F32, F64
 
-__all__ = ["ALL", "BATCH", "BF16", "BLOCK", "F16", "F32", "F64", "NONE", "backward", "forward"]
+__all__ = [
+    "ALL",
+    "BATCH",
+    "BF16",
+    "BLOCK",
+    "BUFFERS",
+    "F16",
+    "F32",
+    "F64",
+    "NONE",
+    "backward",
+    "forward",
+]
 
 # numba takes a change of a kernel's own file alone for a change of its code; all these go into it.
 _SOURCES = [

@@ -1,12 +1,16 @@
 """CPU code: how the batch is cut into pieces and blocks, and the passes that both ways share."""
 
-import numpy as np
 from numba import njit
 
-from .cpu_math import JIT, exp_terms
+from .cpu_math import JIT, i32
+from .cpu_memory import array_at
+from .cpu_noise import normals
 
-BLOCK = 1024  # elements of a block, each row of it rounded up to whole groups of noise
-BUFFERS = 10  # rows of `work`: 6 for values, 4 for the lanes of the noise
+BLOCK = 2048  # elements of a block, each row of it rounded up to whole groups of noise
+#: A worker's memory, in blocks: 8 for values, 1 for the noise in the making and 1 for its words,
+#: then column sums (2 of float64, that is 4) in forward, 3 upstream gradients in backward.
+BUFFERS = 14
+NOISE, WORDS, MORE = 8, 9, 10
 NONE, BATCH, ALL = range(3)  # what kl_of_mean averages over
 
 # What is fixed about a call is one int64 vector, `plan`: these entries, then (kind, row, outer,
@@ -51,41 +55,27 @@ def geometry(shape, piece):
 
 
 @njit(**JIT)
-def workspace(numbers):
-    """(work, words, lanes) of one worker, for values of the dtype of `numbers`."""
-    work = np.empty((BUFFERS, BLOCK), numbers.dtype)
-    lanes = work[BUFFERS - 4 :].reshape(-1)[:BLOCK].reshape(4, BLOCK // 4)
-    return work, np.empty((4, BLOCK // 4), np.int32), lanes
+def block(work, i, n):
+    """The first n elements of the i-th block of a worker's memory."""
+    return array_at(work.ctypes.data + i * BLOCK * work.itemsize, work.dtype.type(0), n)
 
 
 @njit(**JIT)
-def clamp(values, lo, hi):
+def noise(work, key, D, place, eps):
+    """eps of a place; it has room for a block."""
+    _, _, row, rows, col, cols = place
+    first = row * ((D + 3) // 4) + col // 4
+    words = array_at(block(work, WORDS, 0).ctypes.data, i32(0), BLOCK)
+    normals(key, first, rows, cols, words, block(work, NOISE, BLOCK), eps)
+
+
+@njit(**JIT)
+def clamped(values, lo, hi, out):
     """torch.clamp: NaN passes."""
     for i in range(len(values)):
         value = values[i]
         value = lo if value < lo else value
-        values[i] = hi if value > hi else value
-
-
-@njit(**JIT)
-def square_plus(mu, phi):
-    """phi becomes twice the KL of each element."""
-    for i in range(len(mu)):
-        phi[i] += mu[i] * mu[i]
-
-
-@njit(**JIT)
-def std_and_phi(logvar, std, phi):
-    """What forward needs of each logvar."""
-    for i in range(len(logvar)):
-        std[i], _, phi[i] = exp_terms(logvar[i])
-
-
-@njit(**JIT)
-def std_and_expm1(logvar, std, expm1):
-    """What backward needs of each logvar."""
-    for i in range(len(logvar)):
-        std[i], expm1[i], _ = exp_terms(logvar[i])
+        out[i] = hi if value > hi else value
 
 
 @njit(**JIT)

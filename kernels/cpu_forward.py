@@ -1,6 +1,5 @@
 """CPU code: z, kl and kl_of_mean in one pass; the twin of ``forward`` (the formulas are there)."""
 
-import numpy as np
 from numba import njit
 
 from .cpu_blocks import (
@@ -11,46 +10,56 @@ from .cpu_blocks import (
     CLAMPED,
     DENOMINATOR,
     MEAN_OVER,
+    MORE,
     PER_ROW,
     accumulate,
-    clamp,
+    block,
+    clamped,
     counts,
     geometry,
+    noise,
     operand,
     shape_of,
-    square_plus,
-    std_and_phi,
     total,
-    workspace,
 )
 from .cpu_math import JIT, exp_terms
-from .cpu_memory import approach, fetch_add, read_block, write, write_block
-from .cpu_noise import normals
+from .cpu_memory import array_at, deliver, fetch_add, source, target, write
+
+WIDTH = 256  # column sums are kept for about so many columns, several rows side by side
 
 
 @njit(**JIT)
-def shift_and_scale(mu, std, eps):
-    """eps becomes z."""
-    for i in range(len(eps)):
-        eps[i] = mu[i] + std[i] * eps[i]
+def sample_and_kl(mu, logvar, eps, z, twice_kl):
+    for i in range(len(mu)):
+        std, _, phi = exp_terms(logvar[i])
+        z[i] = mu[i] + std * eps[i]
+        twice_kl[i] = mu[i] * mu[i] + phi
 
 
 @njit(**JIT)
-def add_columns(sums, values, is_first):
-    """Column sums of a block, its rows still apart."""
-    if is_first:
-        for i in range(len(values)):
-            sums[i] = values[i]
-    else:
-        accumulate(sums, values)
+def add_rows(sums, values):
+    """Column sums of values that come in rows as long as `sums`."""
+    width = len(sums)
+    start = 0
+    while start + 4 * width <= len(values):
+        a, b = values[start : start + width], values[start + width : start + 2 * width]
+        start += 2 * width
+        c, d = values[start : start + width], values[start + width : start + 2 * width]
+        start += 2 * width
+        for j in range(width):
+            sums[j] += (float(a[j]) + float(b[j])) + (float(c[j]) + float(d[j]))
+    while start < len(values):
+        accumulate(sums, values[start : min(start + width, len(values))])
+        start += width
 
 
 @njit(**JIT)
-def fold(sums, rows, cols):
-    """Sums of `rows` rows into the first one."""
+def fold(sums, cols):
+    """Sums of rows side by side into the first `cols`."""
+    rows = len(sums) // cols
     while rows > 1:
         half = rows // 2
-        accumulate(sums[: half * cols], sums[(rows - half) * cols : rows * cols])
+        accumulate(sums, sums[(rows - half) * cols : rows * cols])
         rows -= half
 
 
@@ -58,15 +67,14 @@ def fold(sums, rows, cols):
 def finish_columns(work, sum_mu, sum_logvar, B, D, col, means):
     """The means of one tile's columns, and twice their share of kl_of_mean."""
     n = len(sum_mu)
-    b_mu, b_logvar, b_std, b_phi = work[0, :n], work[1, :n], work[2, :n], work[3, :n]
+    b_mu, b_logvar, twice_kl = block(work, 0, n), block(work, 1, n), block(work, 2, n)
     for i in range(n):
         b_mu[i] = sum_mu[i] / B
         b_logvar[i] = sum_logvar[i] / B
         write(means, col + i, b_mu[i])
         write(means, D + col + i, b_logvar[i])
-    std_and_phi(b_logvar, b_std, b_phi)
-    square_plus(b_mu, b_phi)
-    return total(b_phi)
+    sample_and_kl(b_mu, b_logvar, b_mu, block(work, 3, n), twice_kl)
+    return total(twice_kl)
 
 
 @njit(**JIT)
@@ -97,9 +105,10 @@ def finish(dtype, plan, sums, row_sums, kl, kl_of_mean, means):
 
 @njit(**JIT)
 def forward(
-    numbers,  # (lo, hi) of clamp, in the dtype of the computation
+    work,  # this worker's own: BUFFERS blocks of the computation's dtype
+    numbers,  # (lo, hi) of clamp, in the same dtype
     plan,  # int64: what is fixed about the call, see cpu_blocks
-    shared,  # float64 zeros, see scratch_size: counters (as int64) and sums of all workers
+    shared,  # float64 zeros: counters (as int64) and sums of all workers
     mu, logvar, eps, z,  # addresses of tensors; eps absent: drawn here
     kl, kl_of_mean, means, state,  # addresses; state int64[2]: the key, for backward
     seed, offset,
@@ -107,7 +116,7 @@ def forward(
     """z, kl and kl_of_mean: pieces until none is left. An address of 0: absent or not wanted."""
     shape = shape_of(plan)
     B, D, inner, _, _ = shape
-    mean_over, per_row, clamped = plan[MEAN_OVER], plan[PER_ROW] != 0, plan[CLAMPED] != 0
+    mean_over, per_row = plan[MEAN_OVER], plan[PER_ROW] != 0
     t_mu, t_logvar, t_eps, t_z = (
         operand(plan, 0, mu), operand(plan, 1, logvar), operand(plan, 2, eps), operand(plan, 3, z)
     )  # fmt: skip
@@ -117,14 +126,11 @@ def forward(
     # Counters: chunks taken, chunks done, and ranges done of each tile.
     counters, at = shared.ctypes.data, 2 + n_tiles
     sums = shared[at : at + 3 * n_pieces].reshape(3, n_pieces)
-    at += 3 * n_pieces
-    row_sums = shared[at:]
-    if kl != 0 and per_row and n_tiles > 1:
-        at += n_tiles * B
-    columns = shared[at:]  # [ranges, 2, D] if there are several ranges
+    row_sums = shared[at + 3 * n_pieces :]  # [tiles, B] if kl is per row and there are several
+    columns = row_sums[n_tiles * B if kl != 0 and per_row and n_tiles > 1 else 0 :]
 
-    work, words, lanes = workspace(numbers)
-    columns_of_piece = np.empty((2, BLOCK if mean_over == BATCH else 0), np.float64)
+    more = block(work, MORE, 0).ctypes.data
+    b_eps = block(work, 2, BLOCK)
     dtype, lo, hi = numbers.dtype.type, numbers[0], numbers[1]
     while True:
         i_chunk = fetch_add(counters, 0)
@@ -136,44 +142,37 @@ def forward(
         for piece in range(i_chunk * chunk, min((i_chunk + 1) * chunk, n_pieces)):
             col, cols, block_rows, first_row, end_row, i_tile, i_range = geometry(shape, piece)
             kl_sum = mu_sum = logvar_sum = 0.0
+            width = cols * max(min(WIDTH // cols, block_rows), 1)
+            sum_mu, sum_logvar = array_at(more, 0.0, width), array_at(more + 8 * BLOCK, 0.0, width)
+            sum_mu[:], sum_logvar[:] = 0.0, 0.0
             for row in range(first_row, end_row, block_rows):
                 rows = min(block_rows, end_row - row)
                 n = rows * cols
-                b_mu, b_logvar, b_eps = work[0, :n], work[1, :n], work[2, :n]
-                b_std, b_phi = work[3, :n], work[4, :n]
-                approach(t_z, D, inner, row, rows, col, cols, True)
-                read_block(t_mu, D, inner, row, rows, col, cols, b_mu)
-                read_block(t_logvar, D, inner, row, rows, col, cols, b_logvar)
-                ahead, col_ahead = row + rows, col
-                if ahead == end_row:
-                    ahead, col_ahead = first_row, col + cols
-                approach(t_mu, D, inner, ahead, rows, col_ahead, cols, False)
-                if clamped:
-                    clamp(b_logvar, lo, hi)
-                std_and_phi(b_logvar, b_std, b_phi)
-                approach(t_logvar, D, inner, ahead, rows, col_ahead, cols, False)
-                if z != 0:
-                    if eps != 0:
-                        read_block(t_eps, D, inner, row, rows, col, cols, b_eps)
-                    else:
-                        group = row * ((D + 3) // 4) + col // 4
-                        normals(seed, offset, group, rows, cols, words, lanes, work[2])
-                    shift_and_scale(b_mu, b_std, b_eps)
-                    write_block(t_z, D, inner, row, rows, col, cols, b_eps)
-                if kl != 0:
-                    square_plus(b_mu, b_phi)
-                    if per_row:
-                        for r in range(rows):
-                            row_sum = total(b_phi[r * cols : (r + 1) * cols])
-                            if n_tiles == 1:
-                                write(kl, row + r, dtype(0.5 * row_sum))
-                            else:
-                                row_sums[i_tile * B + row + r] = row_sum
-                    else:
-                        kl_sum += total(b_phi)
+                place = (D, inner, row, rows, col, cols)
+                if eps != 0:
+                    b_eps = source(t_eps, place, block(work, 2, n))
+                elif z != 0:
+                    noise(work, (seed, offset), D, place, b_eps)
+                b_mu = source(t_mu, place, block(work, 0, n))
+                b_logvar = source(t_logvar, place, block(work, 1, n))
+                if plan[CLAMPED] != 0:
+                    clamped(b_logvar, lo, hi, block(work, 3, n))
+                    b_logvar = block(work, 3, n)
+                b_z, twice_kl = target(t_z, place, block(work, 4, n)), block(work, 5, n)
+                sample_and_kl(b_mu, b_logvar, b_eps, b_z, twice_kl)
+                deliver(t_z, place, b_z)
+                if kl != 0 and not per_row:
+                    kl_sum += total(twice_kl)
+                elif kl != 0:
+                    for r in range(rows):
+                        row_sum = total(twice_kl[r * cols : (r + 1) * cols])
+                        if n_tiles == 1:
+                            write(kl, row + r, dtype(0.5 * row_sum))
+                        else:
+                            row_sums[i_tile * B + row + r] = row_sum
                 if mean_over == BATCH:
-                    add_columns(columns_of_piece[0], b_mu, row == first_row)
-                    add_columns(columns_of_piece[1], b_logvar, row == first_row)
+                    add_rows(sum_mu, b_mu)
+                    add_rows(sum_logvar, b_logvar)
                 elif mean_over == ALL:
                     mu_sum += total(b_mu)
                     logvar_sum += total(b_logvar)
@@ -182,11 +181,11 @@ def forward(
             if mean_over == ALL:
                 sums[1, piece], sums[2, piece] = mu_sum, logvar_sum
             elif mean_over == BATCH:
-                sum_mu, sum_logvar = columns_of_piece[0, :cols], columns_of_piece[1, :cols]
-                fold(columns_of_piece[0], block_rows, cols)
-                fold(columns_of_piece[1], block_rows, cols)
+                fold(sum_mu, cols)
+                fold(sum_logvar, cols)
+                sum_mu, sum_logvar = sum_mu[:cols], sum_logvar[:cols]
                 is_last = n_ranges == 1
-                if not is_last:
+                if not is_last:  # columns: [ranges, 2, D]
                     here = 2 * i_range * D + col
                     columns[here : here + cols] = sum_mu
                     columns[here + D : here + D + cols] = sum_logvar

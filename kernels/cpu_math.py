@@ -5,8 +5,6 @@ block is a handful of short arrays; every function here is one pass over them. O
 (FMA) is allowed of fast math: rounding by a magic number must not be simplified away.
 """
 
-import math
-
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -15,10 +13,11 @@ from numba.extending import intrinsic, overload
 from . import coefficients
 
 JIT = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-f32, i32, u32, u64 = np.float32, np.int32, np.uint32, np.uint64
+INLINE = {**JIT, "forceinline": True}  # a call inside of a loop would keep it from being vectorised
+f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
 
 EXP_F32 = tuple(map(f32, coefficients.EXP_F32))
-PHI_F64 = coefficients.PHI_F64
+EXP_F64 = coefficients.EXP_F64
 HALF, ONE, TWO = f32(0.5), f32(1.0), f32(2.0)
 LOWEST = f32(-176.0)
 HALF_LOG2_E = f32(0.7213475204444817)
@@ -26,6 +25,11 @@ TWO_LN2_HIGH = f32(1.38629150390625)  # 15 bits of 2 ln 2: n times it is exact
 TWO_LN2_LOW = f32(2.8572136406188347e-06)
 ROUND = f32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, held in the low bits
 ROUND_127 = f32(12583039.0)
+LOWEST_F64 = -1418.0
+TWO_LN2_HIGH_F64 = 1.3862943607382476  # 33 bits, as in fdlibm
+TWO_LN2_LOW_F64 = 3.816429858541175e-10
+ROUND_F64 = 1.5 * 2.0**52
+ROUND_1023_F64 = ROUND_F64 + 1023.0
 
 
 @intrinsic
@@ -44,7 +48,32 @@ def as_f32(typingctx, x):
     )
 
 
-@njit(**JIT)
+@intrinsic
+def as_i64(typingctx, x):
+    """The bits of a float64."""
+    return types.int64(types.float64), lambda c, builder, s, args: builder.bitcast(
+        args[0], ir.IntType(64)
+    )
+
+
+@intrinsic
+def as_f64(typingctx, x):
+    """The float64 of these bits."""
+    return types.float64(types.int64), lambda c, builder, s, args: builder.bitcast(
+        args[0], ir.DoubleType()
+    )
+
+
+@njit(**INLINE)
+def horner(x, coefficients):
+    """The polynomial, from the highest power down."""
+    value = coefficients[0]
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
+@njit(**INLINE)
 def exp_terms_f32(logvar):
     """exp(logvar / 2), exp(logvar) - 1, phi(logvar)."""
     a, b, c, d, e, f = EXP_F32
@@ -66,17 +95,24 @@ def exp_terms_f32(logvar):
     return scale * q + scale, w if small else expm1, phi
 
 
-@njit(**JIT)
+@njit(**INLINE)
 def exp_terms_f64(logvar):
-    """exp(logvar / 2), exp(logvar) - 1, phi(logvar)."""
+    """The same steps, longer."""
     small = abs(logvar) <= 1.0
-    std = math.exp(0.5 * logvar)
-    phi = 0.0
-    for coefficient in PHI_F64:
-        phi = phi * logvar + coefficient
-    phi *= logvar * logvar
-    expm1 = logvar + phi if small else std * std - 1.0
-    return std, expm1, phi if small else expm1 - logvar
+    low = LOWEST_F64 if logvar < LOWEST_F64 else logvar
+    rounded = low * 0.7213475204444817 + ROUND_F64
+    rounded = ROUND_1023_F64 if rounded > ROUND_1023_F64 else rounded
+    rounded = ROUND_F64 if small else rounded
+    n = rounded - ROUND_F64
+    r = (low - n * TWO_LN2_HIGH_F64) - n * TWO_LN2_LOW_F64
+    psi = r * r * horner(r, EXP_F64)
+    q = r * 0.5 + psi
+    q2 = q * q
+    w = q * 2.0 + q2
+    scale = as_f64((as_i64(rounded) << 52) + (1023 << 52))
+    expm1 = scale * (scale * w + scale) - 1.0
+    phi = psi * 2.0 + q2 if small else expm1 - logvar
+    return scale * q + scale, w if small else expm1, phi
 
 
 def exp_terms(logvar):
@@ -84,7 +120,7 @@ def exp_terms(logvar):
     raise NotImplementedError("compiled code only")
 
 
-@overload(exp_terms, jit_options=JIT)
+@overload(exp_terms, jit_options=INLINE)
 def _exp_terms(logvar):
     if logvar == types.float32:
         return lambda logvar: exp_terms_f32(logvar)

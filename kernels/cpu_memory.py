@@ -5,14 +5,29 @@ stored, and its strides as in ``tile``. A block is a dense array of the computat
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
 from .cpu_math import JIT, as_f32, as_i32, f32, i32
 
 F32, F64, BF16, F16 = range(4)  # kinds of storage
-SIZES = (4, 8, 2, 2)  # bytes of an element, by kind
+
+
+@intrinsic
+def _pointer(typingctx, address, like):
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(like).as_pointer())
+
+    return types.CPointer(like)(types.int64, like), generate
+
+
+@njit(**JIT)
+def array_at(address, like, n):
+    """n elements of what `like` is an example of.
+
+    numba counts references to arrays of its own, atomically, at each slice and call; not to these.
+    """
+    return carray(_pointer(address, like), n)
 
 
 @intrinsic
@@ -48,25 +63,6 @@ def fetch_add(typingctx, address, index):
         return builder.atomic_rmw("add", pointer, integer(1), "acq_rel")
 
     return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic(prefer_literal=True)
-def prefetch(typingctx, address, for_write):
-    """Bring the cache line at `address` near; harmless where there is none."""
-    flag = int(for_write.literal_value)
-
-    def generate(context, builder, signature, args):
-        pointer, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [pointer],
-            ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer]),
-        )
-        near, data = integer(3), integer(1)
-        builder.call(function, [builder.inttoptr(args[0], pointer), integer(flag), near, data])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, for_write), generate
 
 
 @njit(**JIT)
@@ -179,16 +175,31 @@ def write_run(address, kind, first, step, values):
         _write_as(np.uint16(0), address, first, step, values)
 
 
+# Where a block lies: (D, inner, first row, rows, first column, columns).
+
+
 @njit(**JIT)
-def _move_block(tensor, event, inner, row, rows, col, cols, block, store):
+def _is_block(tensor, place, like):
+    """Do the elements lie in memory as in a block?"""
+    _, kind, s_row, _, s_inner = tensor
+    event, inner, _, rows, _, cols = place
+    whole = s_inner == 1 and event == inner and (rows == 1 or s_row == cols)
+    return whole and kind == (F32 if like.itemsize == 4 else F64)
+
+
+@njit(**JIT)
+def _move(tensor, place, block, store):
     address, kind, s_row, s_outer, s_inner = tensor
-    if s_inner == 1 and cols == event == inner and (s_row == event or rows == 1):
+    event, inner, row, rows, col, cols = place
+    if s_inner == 1 and event == inner and s_row == cols:
         rows, cols = 1, rows * cols  # rows end to end
     for r in range(rows):
         j = 0
         while j < cols:
-            i_outer, i_inner = divmod(col + j, inner) if event != inner else (0, col + j)
-            n = min(inner - i_inner, cols - j) if event != inner else cols
+            i_outer, i_inner, n = 0, col, cols
+            if event != inner:
+                i_outer, i_inner = divmod(col + j, inner)
+                n = min(inner - i_inner, cols - j)
             first = (row + r) * s_row + i_outer * s_outer + i_inner * s_inner
             run = block[r * cols + j : r * cols + j + n]
             if store:
@@ -199,31 +210,32 @@ def _move_block(tensor, event, inner, row, rows, col, cols, block, store):
 
 
 @njit(**JIT)
-def read_block(tensor, event, inner, row, rows, col, cols, block):
-    """Rows x columns of a tensor into a block."""
-    _move_block(tensor, event, inner, row, rows, col, cols, block, False)
+def _in_memory(tensor, place, like):
+    address, _, s_row, _, _ = tensor
+    _, _, row, rows, col, cols = place
+    start = address + (row * s_row + col) * like.itemsize
+    return array_at(start, like.dtype.type(0), rows * cols)
 
 
 @njit(**JIT)
-def write_block(tensor, event, inner, row, rows, col, cols, block):
-    """A block into rows x columns of a tensor."""
-    _move_block(tensor, event, inner, row, rows, col, cols, block, True)
+def source(tensor, place, block):
+    """The values of a tensor at a place: its own memory if it serves, or else the block, filled."""
+    if _is_block(tensor, place, block):
+        return _in_memory(tensor, place, block)
+    _move(tensor, place, block, False)
+    return block
 
 
 @njit(**JIT)
-def approach(tensor, event, inner, row, rows, col, cols, for_write):
-    """Have rows x columns of a tensor come near while something else is computed.
+def target(tensor, place, block):
+    """Where to put results: the tensor's own memory if it serves, or else the block."""
+    if tensor[0] != 0 and _is_block(tensor, place, block):
+        return _in_memory(tensor, place, block)
+    return block
 
-    Blocks alternate between memory and arithmetic, which the processor's own guesses, made for
-    steady streams, do not cover.
-    """
-    address, kind, s_row, _, s_inner = tensor
-    if address != 0 and s_inner == 1 and event == inner:
-        size = SIZES[kind]
-        n = rows * cols if s_row == cols else cols
-        start = address + (row * s_row + col) * size
-        for place in range(start, start + n * size, 64):
-            if for_write:
-                prefetch(place, True)
-            else:
-                prefetch(place, False)
+
+@njit(**JIT)
+def deliver(tensor, place, values):
+    """Results that `target` has not put into their tensor yet."""
+    if tensor[0] != 0 and not _is_block(tensor, place, values):
+        _move(tensor, place, values, True)

@@ -6,7 +6,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from . import coefficients
-from .cpu_math import JIT, as_f32, as_i32, f32, i32, u32, u64
+from .cpu_math import JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32, i64, u32, u64
 
 LN_F32 = tuple(map(f32, coefficients.LN_F32))
 SIN_F32 = tuple(map(f32, coefficients.SIN_F32))
@@ -15,6 +15,9 @@ HALF, ONE, TWO, LN2 = f32(0.5), f32(1.0), f32(2.0), f32(math.log(2.0))
 TWO_M32 = f32(2.0**-32)
 TWO_M33 = f32(2.0**-33)
 SQRT_HALF_BITS = i32(0x3F3504F3)
+LN_F64, SIN_F64, COS_F64 = coefficients.LN_F64, coefficients.SIN_F64, coefficients.COS_F64
+SQRT_HALF_BITS_F64 = 0x3FE6A09E667F3BCD
+LN2_F64 = math.log(2.0)
 WORD = u64(0xFFFFFFFF)
 
 
@@ -73,11 +76,19 @@ def pairs_f32(radius_words, angle_words, cosines, sines):
 def pairs_f64(radius_words, angle_words, cosines, sines):
     """Box-Muller: two normals of each pair of words (int32 views)."""
     for i in range(len(cosines)):
-        u = (float(u32(radius_words[i])) + 0.5) * 2.0**-32
-        radius = math.sqrt(-2.0 * math.log(u))
-        angle = float(angle_words[i]) * (2.0**-31 * math.pi)
-        cosines[i] = radius * math.cos(angle)
-        sines[i] = radius * math.sin(angle)
+        u = (float(i64(radius_words[i]) & 0xFFFFFFFF) + 0.5) * 2.0**-32
+        # u = 2^n (1 + s) / (1 - s) with the fraction in [sqrt(1/2), sqrt(2)).
+        bits = as_i64(u)
+        n = (bits - SQRT_HALF_BITS_F64) >> 52
+        fraction = as_f64(bits - (n << 52))
+        s = (fraction - 1.0) / (fraction + 1.0)
+        radius = math.sqrt(-2.0 * (s * horner(s * s, LN_F64) + float(n) * LN2_F64))
+        # The angle is pi (t + half turns), t in [-1/2, 1/2); a half turn flips both signs.
+        double = i32(angle_words[i] << 1)
+        t = float(double) * 2.0**-32
+        radius = -radius if (angle_words[i] ^ double) < 0 else radius
+        cosines[i] = radius * horner(t * t, COS_F64)
+        sines[i] = radius * (t * horner(t * t, SIN_F64))
 
 
 def pairs(radius_words, angle_words, cosines, sines):
@@ -97,29 +108,29 @@ def _pairs(radius_words, angle_words, cosines, sines):
 
 
 @njit(**JIT)
-def interleave(n0, n1, n2, n3, eps):
-    """Lane k of group g goes to place 4 g + k."""
-    for g in range(len(n0)):
-        eps[4 * g] = n0[g]
-        eps[4 * g + 1] = n1[g]
-        eps[4 * g + 2] = n2[g]
-        eps[4 * g + 3] = n3[g]
+def interleave(cosines, sines, n, eps):
+    """Group g takes pairs g and n + g: its lane k goes to place 4 g + k."""
+    for g in range(n):
+        eps[4 * g] = cosines[g]
+        eps[4 * g + 1] = sines[g]
+        eps[4 * g + 2] = cosines[n + g]
+        eps[4 * g + 3] = sines[n + g]
 
 
 @njit(**JIT)
-def normals(seed, offset, first, rows, cols, words, lanes, eps):
-    """eps[: rows * cols] of whole rows of groups, `first` and on; eps has room for the groups.
+def normals(key, first, rows, cols, words, lanes, eps):
+    """eps[: rows * cols] of whole rows of groups, `first` and on; key: (seed, offset).
 
-    words: int32 [4, groups or more]; lanes: as eps, [4, ...].
+    words (int32), lanes and eps have room for all lanes of all groups.
     """
     pitch = (cols + 3) // 4 * 4
     n = rows * pitch // 4
-    w0, w1, w2, w3 = words[0, :n], words[1, :n], words[2, :n], words[3, :n]
-    n0, n1, n2, n3 = lanes[0, :n], lanes[1, :n], lanes[2, :n], lanes[3, :n]
-    philox(seed, offset, first, w0, w1, w2, w3)
-    pairs(w0, w1, n0, n1)
-    pairs(w2, w3, n2, n3)
-    interleave(n0, n1, n2, n3, eps)
+    # First pairs, then second ones: one long pass costs less than two.
+    radii, angles = words[: 2 * n], words[2 * n : 4 * n]
+    cosines, sines = lanes[: 2 * n], lanes[2 * n : 4 * n]
+    philox(key[0], key[1], first, radii[:n], angles[:n], radii[n:], angles[n:])
+    pairs(radii, angles, cosines, sines)
+    interleave(cosines, sines, n, eps)
     if pitch != cols:  # lanes past the last column are not used
         for r in range(1, rows):
             for j in range(cols):

@@ -15,6 +15,17 @@ def test_exp():
     assert np.max(np.abs(np.polyval(c.EXP_F32, r) / exact - 1)) < 5.5e-8
 
 
+def test_exp_float64():
+    left_out = sum(0.5**k / math.factorial(k) for k in range(17, 40))
+    assert left_out / (math.expm1(-0.5) + 0.5) < 4e-18
+
+
+def test_ln_float64():
+    s = (math.sqrt(2) - 1) / (math.sqrt(2) + 1)
+    assert sum(2 * s ** (2 * k) / (2 * k + 1) for k in range(13, 40)) / 2 < 1e-21
+    assert tuple(2 / k for k in range(25, 0, -2)) == c.LN_F64
+
+
 def test_eager_phi():
     x = np.linspace(-1, 1, 4001)
     x = x[np.abs(x) > 1e-3].astype(np.longdouble)

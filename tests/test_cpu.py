@@ -167,7 +167,7 @@ class _Noisy(torch.utils.data.Dataset):
 def test_in_the_workers_of_a_data_loader():
     alone = [_Noisy()[i] for i in range(4)]
     loader = torch.utils.data.DataLoader(
-        _Noisy(), batch_size=None, num_workers=2, multiprocessing_context="fork"
+        _Noisy(), batch_size=None, num_workers=1, multiprocessing_context="fork"
     )
     assert equal(alone, list(loader))
 

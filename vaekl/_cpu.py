@@ -40,7 +40,6 @@ _KINDS = {
     torch.bfloat16: kernels.BF16,
     torch.float16: kernels.F16,
 }
-_SCALARS = {d: torch.empty((), dtype=d, device="cpu") for d in (torch.float32, torch.float64)}
 _STATE = torch.empty(2, dtype=torch.int64, device="cpu")
 _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
 #: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
@@ -121,14 +120,17 @@ class Launch:
         if helpers > 0:
             pool = _helpers(helpers)
             futures = [pool.submit(self._help, keep, arguments) for _ in range(helpers)]
-        self.kernel(*arguments)
+        self.kernel(self._work(), *arguments)
         for future in futures:
             # One that has not begun by now would find nothing left to do.
             if not future.cancel():
                 future.result()
 
     def _help(self, keep: Any, arguments: tuple[Any, ...]) -> None:
-        self.kernel(*arguments)
+        self.kernel(self._work(), *arguments)
+
+    def _work(self) -> Any:
+        return np.empty(kernels.BUFFERS * kernels.BLOCK, self.numbers.dtype)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -153,8 +155,8 @@ class _ForwardPlan(NamedTuple):
     z_stride: Strides
     z_dtype: torch.dtype
     kl_shape: Strides
-    means_shape: Strides
-    scalar: Tensor  # of the dtype of the KLs
+    scalar: Tensor  # like a reduced KL
+    means: Tensor  # of the shape of the mean vectors
 
 
 class _BackwardPlan(NamedTuple):
@@ -174,14 +176,16 @@ def _plan_forward(
     if arrangement is None:
         return None
     dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
+    scalar = torch.empty((), dtype=dtype, device="cpu")
+    means_shape = (2, arrangement.view.event) if options.mean_over == "batch" else (2,)
     dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
     return _ForwardPlan(
         launch=Launch(kernels.forward, arrangement, dtypes, dtype, options),
         z_stride=arrangement.like[0],
         z_dtype=z_dtype,
         kl_shape=tuple(mu.shape[: options.batch_dims]) if options.reduction == "none" else (),
-        means_shape=(2, arrangement.view.event) if options.mean_over == "batch" else (2,),
-        scalar=_SCALARS[dtype],
+        scalar=scalar,
+        means=scalar.expand(means_shape),  # no memory, however wide
     )
 
 
@@ -218,7 +222,7 @@ def forward(
         kl = torch.empty_like(scalar)
     if options.mean_over is not None:
         kl_of_mean = torch.empty_like(scalar)
-        means = torch.empty(plan.means_shape, dtype=scalar.dtype, device="cpu")
+        means = use_huge_pages(torch.empty_like(plan.means))
     plan.launch(
         (mu, logvar, eps, z, kl, kl_of_mean, means, state),
         mu.data_ptr(),

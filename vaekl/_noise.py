@@ -45,4 +45,4 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
             offset = generator.get_offset()
             generator.set_offset(offset + 4)
         return signed64(generator.initial_seed()), offset, None
-    return int(_word.tensor.random_(-(2**63), None, generator=generator)), 0, None
+    return int(_word.tensor.random_(-(2**63), None, generator=generator).item()), 0, None

@@ -6,6 +6,7 @@ An operator returns an empty tensor for what is not wanted: schemas have no opti
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -33,6 +34,7 @@ _LIBRARY.define(
 _MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
 
 
+@lru_cache
 def _module(backend: str) -> ModuleType:
     """The backend's launcher, imported on first use."""
     return importlib.import_module(_MODULES[backend])
