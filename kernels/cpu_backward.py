@@ -13,6 +13,7 @@ from .cpu_blocks import (
     MEAN_OVER,
     MORE,
     PER_ROW,
+    await_others,
     block,
     clamped,
     counts,
@@ -85,11 +86,14 @@ def backward(
     work,  # this worker's own: BUFFERS blocks of the computation's dtype
     numbers,  # (lo, hi) of clamp, in the same dtype
     plan,  # int64: what is fixed about the call, see cpu_blocks
-    shared,  # float64 zeros: the counter (as int64) of chunks taken
+    shared,  # float64 zeros: counters (as int64) of chunks taken and done
     mu, logvar, eps, dz, dmu, dlogvar, deps,  # addresses; eps absent: drawn in forward, again here
     dkl, dkl_of_mean, means, state,  # addresses
 ):  # fmt: skip
-    """The gradients: pieces until none is left. An address of 0: absent or not wanted."""
+    """The gradients: pieces until none is left; True if all are done.
+
+    An address of 0: absent or not wanted.
+    """
     shape = shape_of(plan)
     B, D, inner, _, _ = shape
     per_row, has_dz, has_dkl = plan[PER_ROW] != 0, dz != 0, dkl != 0
@@ -100,7 +104,8 @@ def backward(
         operand(plan, 4, dmu), operand(plan, 5, dlogvar), operand(plan, 6, deps)
     )  # fmt: skip
     n_tiles, n_ranges = counts(shape)
-    n_pieces, chunk, counter = n_tiles * n_ranges, plan[CHUNK], shared.ctypes.data
+    n_pieces, chunk, counters = n_tiles * n_ranges, plan[CHUNK], shared.ctypes.data
+    n_chunks = (n_pieces + chunk - 1) // chunk
 
     dtype, zero, lo, hi = numbers.dtype.type, numbers.dtype.type(0), numbers[0], numbers[1]
     most = min(BLOCK, B * D)
@@ -114,8 +119,8 @@ def backward(
     if draws:
         key = read(state, 0, np.int64(0)), read(state, 1, np.int64(0))
     while True:
-        i_chunk = fetch_add(counter, 0)
-        if i_chunk * chunk >= n_pieces:
+        i_chunk = fetch_add(counters, 0)
+        if i_chunk >= n_chunks:
             break
         for piece in range(i_chunk * chunk, min((i_chunk + 1) * chunk, n_pieces)):
             col, cols, block_rows, first_row, end_row, _, _ = geometry(shape, piece)
@@ -155,3 +160,5 @@ def backward(
                 deliver(t_dmu, place, b_dmu)
                 deliver(t_dlogvar, place, b_dlogvar)
                 deliver(t_deps, place, b_deps)
+        fetch_add(counters, 1)
+    return await_others(counters, n_chunks)

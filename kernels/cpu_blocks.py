@@ -3,7 +3,7 @@
 from numba import njit
 
 from .cpu_math import JIT, i32
-from .cpu_memory import array_at
+from .cpu_memory import array_at, load_shared
 from .cpu_noise import normals
 
 BLOCK = 2048  # elements of a block, each row of it rounded up to whole groups of noise
@@ -30,6 +30,20 @@ def operand(plan, i, address):
 def shape_of(plan):
     """(B, D, inner, tile_cols, range_rows)."""
     return plan[0], plan[1], plan[2], plan[3], plan[4]
+
+
+#: Looks at the counter of chunks done before a worker gives up waiting for the others: about as
+#: long as a chunk takes, and less than it takes to be put to sleep and woken.
+PATIENCE = 20_000
+
+
+@njit(**JIT)
+def await_others(counters, n_chunks):
+    """Wait a little for chunks that other workers have taken; are all done?"""
+    looks = 0
+    while looks < PATIENCE and load_shared(counters, 1) != n_chunks:
+        looks += 1
+    return looks < PATIENCE
 
 
 @njit(**JIT)

@@ -13,6 +13,7 @@ from .cpu_blocks import (
     MORE,
     PER_ROW,
     accumulate,
+    await_others,
     block,
     clamped,
     counts,
@@ -113,7 +114,10 @@ def forward(
     kl, kl_of_mean, means, state,  # addresses; state int64[2]: the key, for backward
     seed, offset,
 ):  # fmt: skip
-    """z, kl and kl_of_mean: pieces until none is left. An address of 0: absent or not wanted."""
+    """z, kl and kl_of_mean: pieces until none is left; True if all are done.
+
+    An address of 0: absent or not wanted.
+    """
     shape = shape_of(plan)
     B, D, inner, _, _ = shape
     mean_over, per_row = plan[MEAN_OVER], plan[PER_ROW] != 0
@@ -123,8 +127,8 @@ def forward(
     n_tiles, n_ranges = counts(shape)
     n_pieces, chunk = n_tiles * n_ranges, plan[CHUNK]
     n_chunks = (n_pieces + chunk - 1) // chunk
-    # Counters: chunks taken, chunks done, and ranges done of each tile.
-    counters, at = shared.ctypes.data, 2 + n_tiles
+    # Counters: chunks taken, done, and summed; then ranges done of each tile.
+    counters, at = shared.ctypes.data, 3 + n_tiles
     sums = shared[at : at + 3 * n_pieces].reshape(3, n_pieces)
     row_sums = shared[at + 3 * n_pieces :]  # [tiles, B] if kl is per row and there are several
     columns = row_sums[n_tiles * B if kl != 0 and per_row and n_tiles > 1 else 0 :]
@@ -189,7 +193,7 @@ def forward(
                     here = 2 * i_range * D + col
                     columns[here : here + cols] = sum_mu
                     columns[here + D : here + D + cols] = sum_logvar
-                    is_last = fetch_add(counters, 2 + i_tile) == n_ranges - 1
+                    is_last = fetch_add(counters, 3 + i_tile) == n_ranges - 1
                     if is_last:
                         sum_mu[:], sum_logvar[:] = 0.0, 0.0
                         for here in range(col, 2 * n_ranges * D, 2 * D):
@@ -197,5 +201,7 @@ def forward(
                             accumulate(sum_logvar, columns[here + D : here + D + cols])
                 if is_last:
                     sums[1, i_tile] = finish_columns(work, sum_mu, sum_logvar, B, D, col, means)
-        if fetch_add(counters, 1) == n_chunks - 1:
+        if fetch_add(counters, 2) == n_chunks - 1:
             finish(dtype, plan, sums, row_sums, kl, kl_of_mean, means)
+        fetch_add(counters, 1)
+    return await_others(counters, n_chunks)

@@ -65,6 +65,18 @@ def fetch_add(typingctx, address, index):
     return types.int64(types.int64, types.int64), generate
 
 
+@intrinsic
+def load_shared(typingctx, address, index):
+    """An int64 that workers share, as it is now."""
+
+    def generate(context, builder, signature, args):
+        integer = context.get_value_type(types.int64)
+        pointer = builder.gep(builder.inttoptr(args[0], integer.as_pointer()), [args[1]])
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(types.int64, types.int64), generate
+
+
 @njit(**JIT)
 def bf16_to_f32(bits):
     return as_f32(i32(i32(bits) << 16))

@@ -157,26 +157,36 @@ def test_slices_of_rows_can_be_drawn_apart(backend, device):
         assert np.max(np.abs(rows - normal(3, 0, 8, 16)[4:])) <= EPS_BUDGET[torch.float32]
 
 
-@pytest.fixture(scope="module")
-def million():
-    """2^20 draws of the kernel, twice: 2^10 rows of 2^10; one program where programs are slow."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+#: Backend and shape; at least 10^7 draws for each test where a program is fast, and 10^8 at length.
+SAMPLES = [
+    pytest.param(("triton", 2**10, 2**10), id="triton"),
+    pytest.param(("cpu", 2500, 4096), id="cpu"),
+    pytest.param(("cpu", 25000, 4096), id="cpu-long", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module", params=SAMPLES)
+def draws(request):
+    """Two samples of a kernel's noise, of two seeds; one program where programs are slow."""
+    backend, rows, cols = request.param
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     one = _layout.Config(tile=2**20, max_cols=2**10, small=2**21)
     with _layout.use_config(_layout.Config() if device == "cuda" else one):
-        zero = torch.zeros(2**10, 2**10, device=device)
+        zero = torch.zeros((), device=device).expand(rows, cols)
         return [
-            to_numpy(vaekl.reparameterize(zero, zero, seed=s, backend="triton")) for s in (21, 22)
+            to_numpy(vaekl.reparameterize(zero, zero, seed=s, backend=backend)) for s in (21, 22)
         ]
 
 
-def test_kernel_equals_oracle_over_a_million_draws(million):
-    error = np.abs(million[0] - normal(21, 0, 2**10, 2**10))
+def test_kernel_equals_oracle_over_a_million_draws(draws):
+    rows = 2**20 // draws[0].shape[1]
+    error = np.abs(draws[0][:rows] - normal(21, 0, rows, draws[0].shape[1]))
     assert np.max(error) <= EPS_BUDGET[torch.float32]
 
 
-def test_moments(million):
+def test_moments(draws):
     """The first four, each within 5 standard errors."""
-    for eps in million:
+    for eps in draws:
         n = eps.size
         assert abs(eps.mean()) < 5 / np.sqrt(n)
         assert abs(np.mean(eps**2) - 1) < 5 * np.sqrt(2 / n)
@@ -184,9 +194,9 @@ def test_moments(million):
         assert abs(np.mean(eps**4) - 3) < 5 * np.sqrt(96 / n)
 
 
-def test_distribution(million):
+def test_distribution(draws):
     """Kolmogorov-Smirnov over all draws and for each lane; the tail beyond 4 sigma."""
-    for eps in million:
+    for eps in draws:
         assert stats.kstest(eps.ravel(), "norm").pvalue > 1e-4
         for lane in range(4):
             assert stats.kstest(eps[:, lane::4].ravel(), "norm").pvalue > 1e-4
@@ -194,9 +204,9 @@ def test_distribution(million):
         assert stats.binomtest(int(tail), eps.size, 2 * stats.norm.sf(4)).pvalue > 1e-4
 
 
-def test_no_correlation(million):
+def test_no_correlation(draws):
     """Between lanes, neighbouring columns, neighbouring rows, squares of a pair, and two calls."""
-    a, b = million
+    a, b = draws
     pairs = [(a[:, i::4], a[:, j::4]) for i in range(4) for j in range(i)]
     pairs += [
         (a[:, 0::4] ** 2 - 1, a[:, 1::4] ** 2 - 1),

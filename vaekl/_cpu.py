@@ -29,6 +29,7 @@ from ._plans import (
     arrange_backward,
     arrange_forward,
     arranged,
+    empty,
     remember,
     restored,
     signature,
@@ -44,9 +45,9 @@ _STATE = torch.empty(2, dtype=torch.int64, device="cpu")
 _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
 #: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
 SHARE = 32768
-#: Shares for which another thread is woken: two take about 0.1 ms forward in float32, and waking
-#: a thread on a busy machine was measured to cost up to half of that.
-SHARES_PER_THREAD = 2
+#: Shares for which another thread is woken. That takes about 0.1 ms; bench/cpu.py ("threads")
+#: shows two threads to be worth it from six shares on.
+SHARES_PER_THREAD = 3
 #: Row ranges times column tiles, at most: each range has column sums of its own.
 MOST_PIECES = 512
 
@@ -80,7 +81,7 @@ class Launch:
 
     def __init__(
         self,
-        kernel: Callable[..., None],
+        kernel: Callable[..., bool],
         arrangement: Arrangement,
         dtypes: list[torch.dtype],
         dtype: torch.dtype,
@@ -107,7 +108,7 @@ class Launch:
         self.plan = np.array(flat, np.int64)
         self.numbers = np.array(options.clamp or (0, 0), str(dtype).removeprefix("torch."))
         #: Counters and sums, as `forward` in kernels/cpu_forward.py divides them; backward's fit.
-        self.shared = 2 + tiles + 3 * pieces
+        self.shared = 3 + tiles + 3 * pieces
         self.shared += tiles * view.batch if per_row and tiles > 1 else 0
         self.shared += 2 * ranges * view.event if options.mean_over == "batch" else 0
         self.most_threads = pieces // chunk // SHARES_PER_THREAD
@@ -120,10 +121,10 @@ class Launch:
         if helpers > 0:
             pool = _helpers(helpers)
             futures = [pool.submit(self._help, keep, arguments) for _ in range(helpers)]
-        self.kernel(self._work(), *arguments)
+        done = self.kernel(self._work(), *arguments)
         for future in futures:
             # One that has not begun by now would find nothing left to do.
-            if not future.cancel():
+            if not future.cancel() and not done:
                 future.result()
 
     def _help(self, keep: Any, arguments: tuple[Any, ...]) -> None:
@@ -139,15 +140,6 @@ def _address(tensor: Tensor | None) -> int:
 
 def _dtype(tensor: Tensor | None) -> torch.dtype:
     return torch.float32 if tensor is None else tensor.dtype
-
-
-def _empty(like: Tensor, stride: Strides, dtype: torch.dtype) -> Tensor:
-    """Memory of the shape of `like`, which need not be dense."""
-    if dtype is like.dtype and stride == like.stride():
-        result = torch.empty_like(like)
-    else:
-        result = torch.empty_strided(like.shape, stride, dtype=dtype, device="cpu")
-    return use_huge_pages(result)
 
 
 class _ForwardPlan(NamedTuple):
@@ -212,7 +204,7 @@ def forward(
     word = offset = 0
     scalar = plan.scalar
     if options.sample:
-        z = _empty(mu, plan.z_stride, plan.z_dtype)
+        z = use_huge_pages(empty(mu, plan.z_stride, plan.z_dtype))
         if eps is None:
             word, offset, _ = draw_key(mu.device, generator, seed)
             state = torch.empty_like(_STATE)
@@ -291,7 +283,7 @@ def backward(
         )
 
     dmu, dlogvar, deps = (
-        _empty(like, stride, like.dtype) if need and like is not None else None
+        use_huge_pages(empty(like, stride, like.dtype)) if need and like is not None else None
         for like, need, stride in zip((mu, logvar, eps), needs, plan.strides)
     )
     plan.launch(

@@ -29,6 +29,7 @@ from ._plans import (
     arrange_backward,
     arrange_forward,
     arranged,
+    empty,
     remember,
     restored,
     signature,
@@ -91,7 +92,7 @@ class _ForwardPlan(NamedTuple):
     z_stride: Strides
     z_dtype: torch.dtype
     kl_shape: Strides
-    means_shape: Strides
+    means: tuple[Strides, Strides]  # shape and strides
     scratch_size: int  # 0 where one program does it all
     counter_count: int
 
@@ -153,7 +154,7 @@ def _plan_forward(
         z_stride=arrangement.like[0],
         z_dtype=z_dtype,
         kl_shape=tuple(mu.shape[: options.batch_dims]) if per_row else (),
-        means_shape=(2, view.event) if options.mean_over == "batch" else (2,),
+        means=((2, view.event), (view.event, 1)) if options.mean_over == "batch" else ((2,), (1,)),
         scratch_size=scratch_size if split_rows or split_cols else 0,
         counter_count=1 + grid.tiles + grid.ranges,
     )
@@ -186,15 +187,18 @@ def forward(
     z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
     word = offset = 0
     if options.sample:
-        z = torch.empty_strided(mu.shape, plan.z_stride, dtype=plan.z_dtype, device=device)
+        z = empty(mu, plan.z_stride, plan.z_dtype)
         if eps is None:
             word, offset, noise_key = draw_key(device, generator, seed)
-            state = torch.empty(2, dtype=torch.int64, device=device)
-    if options.reduction is not None:
+            state = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
+    # With strides given, torch.empty takes a quarter less of the host's time.
+    if options.reduction == "none":
         kl = torch.empty(plan.kl_shape, dtype=plan.dtype, device=device)
+    elif options.reduction is not None:
+        kl = torch.empty_strided((), (), dtype=plan.dtype, device=device)
     if options.mean_over is not None:
-        kl_of_mean = torch.empty((), dtype=plan.dtype, device=device)
-        means = torch.empty(plan.means_shape, dtype=plan.dtype, device=device)
+        kl_of_mean = torch.empty_strided((), (), dtype=plan.dtype, device=device)
+        means = torch.empty_strided(*plan.means, dtype=plan.dtype, device=device)
     if plan.scratch_size:
         scratch, counters = workspaces.get(
             device, plan.dtype, plan.scratch_size, plan.counter_count
@@ -268,12 +272,10 @@ def backward(
             restored(results[2], eps),
         )
 
-    shape, gradients = mu.shape, []
-    for like, need, stride in zip((mu, logvar, eps), needs, plan.strides):
-        gradient = None
-        if need and like is not None:
-            gradient = torch.empty_strided(shape, stride, dtype=like.dtype, device=device)
-        gradients.append(gradient)
-    tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *gradients)
+    dmu, dlogvar, deps = (
+        empty(like, stride, like.dtype) if need and like is not None else None
+        for like, need, stride in zip((mu, logvar, eps), needs, plan.strides)
+    )
+    tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
     plan.launch(tensors, 4)
-    return gradients[0], gradients[1], gradients[2]
+    return dmu, dlogvar, deps

@@ -94,6 +94,13 @@ def arrange_backward(
     return None
 
 
+def empty(like: Tensor, stride: Strides, dtype: torch.dtype) -> Tensor:
+    """Memory for a result of the shape of `like`, which need not be dense."""
+    if dtype is like.dtype and stride == like.stride():
+        return torch.empty_like(like)  # the same, sooner
+    return torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device)
+
+
 def arranged(
     first: Tensor, others: Sequence[Tensor | None], batch_dims: int
 ) -> tuple[Tensor, list[Any]]:
