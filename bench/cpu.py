@@ -7,6 +7,8 @@
   of what it does in addition.
 - growth: time per element, and the most memory that a step held beyond its inputs, beside the
   bytes of its results.
+- first call: seconds of the first forward and backward of a process, imports of torch and vaekl
+  aside, with nothing compiled before and with compiled code on disk.
 - threads: one against all, about the size from which another is woken.
 """
 
@@ -14,8 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +38,16 @@ import vaekl
 EVENT = 512
 PARTS_BATCH = 4096
 GROWTH = (200, 600, 2000, 6000, 20_000, 60_000, 200_000)
-THREADS = (16, 32, 64, 128, 256, 512)
+THREADS = (128, 192, 256, 384, 512, 1024, 4096)
+FIRST_CALL = """
+import time, torch, vaekl
+x = torch.zeros(4, 3, requires_grad=True)
+started = time.perf_counter()
+out = vaekl.reparameterize_kl(x, x, seed=1, backend="cpu")
+forward = time.perf_counter()
+(out.z.sum() + out.kl).backward()
+print(forward - started, time.perf_counter() - forward)
+"""
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -136,6 +150,20 @@ def threads(batches: tuple[int, ...], budget: float) -> list[dict[str, Any]]:
     return rows
 
 
+def first_call() -> list[dict[str, Any]]:
+    """Of a process without compiled code on disk, and of the next one."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for cache in ("nothing compiled", "compiled code on disk"):
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=True,
+                env={**os.environ, "NUMBA_CACHE_DIR": folder},
+            )  # fmt: skip
+            forward, backward = map(float, done.stdout.split())
+            rows.append({"name": cache, "forward": forward, "backward": backward})
+    return rows
+
+
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
     """Seconds as they are."""
     shown = Table(title=title)
@@ -161,9 +189,10 @@ def main() -> int:
         "parts": parts(budget),
         "growth": growth(GROWTH[:2] if args.quick else GROWTH, budget),
         "threads": threads(THREADS[:2] if args.quick else THREADS, budget),
+        "first_call": first_call(),
     }
     console = Console(highlight=False)
-    for name in ("parts", "growth", "threads"):
+    for name in ("parts", "growth", "threads", "first_call"):
         console.print(table(name, results[name]))
     if args.out is not None:
         args.out.write_text(json.dumps(results, indent=1) + "\n")

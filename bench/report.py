@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 #: Files in the results folder that are not of bench/run.py.
-OTHERS = ("host", "codegen")
+OTHERS = ("host", "codegen", "cpu-detail")
 MODE = "forward+backward"
 
 
@@ -60,6 +60,8 @@ def benchmarks(results: dict[str, Any]) -> str:
     # GPUs first: they are what the kernels are for.
     for name, data in sorted(devices.items(), key=lambda item: item[1]["device"]["kind"] == "cpu"):
         parts.append(measured_on(data, name))
+    if "cpu-detail" in results:
+        parts.append(cpu_detail(results["cpu-detail"]))
     if "host" in results:
         parts.append(host(results["host"]))
     if "codegen" in results:
@@ -134,6 +136,43 @@ def device_alone(data: dict[str, Any], cases: dict[str, dict[str, Any]]) -> str:
             lines.append([f"{case}, {provider}", launches, *shares, graph, *memory])
     headings = ["", "launches", "share of copy, forward", "forward + backward"]
     return markdown([*headings, "in a CUDA graph, ms", "peak MiB", "saved MiB"], lines)
+
+
+def cpu_detail(data: dict[str, Any]) -> str:
+    """Where the cpu backend's time goes, how it grows, and what it takes beside that."""
+    device, copy = data["device"], data["copy_bytes_per_second"]
+    lines = [
+        [row["name"], figure(row["seconds"] / row["elements"] * 1e9),
+         f"{row['bytes'] / row['seconds'] / copy:.0%}"]
+        for row in data["parts"]
+    ]  # fmt: skip
+    text = f"""**The cpu backend in detail** ({device["name"]}, {device["threads"]} threads, commit
+        {device["commit"]}, {device["date"]}; `bench/cpu.py`). Where the time goes at [4096, 512]
+        fp32: each call does more than the one before. Shares are of the bandwidth of a large
+        copy, {figure(copy / 1e9)} GB/s; what the cache holds can pass it."""
+    parts = [prose(text), markdown(["call", "ns per element", "share of copy"], lines)]
+    lines = [
+        [f"{row['elements']:.2g}".replace("e+0", "e"),
+         *(figure(row[mode] / row["elements"] * 1e9) for mode in ("forward", MODE)),
+         "" if row["peak_bytes"] is None else figure(max(row["peak_bytes"], 0) / 2**20),
+         figure(row["result_bytes"] / 2**20)]
+        for row in data["growth"]
+    ]  # fmt: skip
+    text = """Growth, D = 512, both KLs; the memory is what a forward and backward newly took from
+        the system (nothing while the allocator had enough), beside the size of z and the two
+        gradients."""
+    headings = ["elements", "forward, ns per element", "forward + backward", "taken, MiB"]
+    parts += [prose(text), markdown([*headings, "results, MiB"], lines)]
+    calls = [
+        f"{row['forward']:.1f} s forward and {row['backward']:.1f} s backward with {row['name']}"
+        for row in data["first_call"]
+    ]
+    gain = ", ".join(
+        f"{row['one'] / row['all']:.2f}x at {row['elements']}" for row in data["threads"]
+    )
+    text = f"""The first calls of a process took {"; ".join(calls)}. Forward + backward on all
+        threads against one, by number of elements: {gain}."""
+    return "\n\n".join([*parts, prose(text)])
 
 
 def host(data: dict[str, Any]) -> str:

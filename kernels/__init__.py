@@ -2,7 +2,8 @@
 
 Reading order: ``gaussian`` (one element's terms), ``philox`` (noise), ``tile`` (strides),
 ``reduction`` (sums finished inside the launch), then the kernels ``forward`` and ``backward``.
-``cpu_math`` and ``cpu`` are their twins for CPUs, compiled by numba.
+Their twins for CPUs, compiled by numba: ``cpu`` (how work is divided), ``cpu_math``, ``cpu_noise``,
+``cpu_memory``, ``cpu_blocks``, then ``cpu_forward`` and ``cpu_backward``.
 
 Grammar: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``i_`` program ids, ``b_`` blocks of values.
 """

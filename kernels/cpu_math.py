@@ -1,8 +1,7 @@
-"""CPU code: the arithmetic of a block, in loops that LLVM turns into vector instructions.
+"""CPU code: the terms of one element, the twin of ``gaussian`` (the formulas are derived there).
 
-The twins of ``gaussian`` and ``philox`` (the formulas are derived there), compiled by numba. A
-block is a handful of short arrays; every function here is one pass over them. Only contraction
-(FMA) is allowed of fast math: rounding by a magic number must not be simplified away.
+Called in loops over short arrays that LLVM turns into vector instructions. Only contraction (FMA)
+is allowed of fast math: rounding by a magic number must not be simplified away.
 """
 
 import numpy as np
