@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _cpu, _validate
+from vaekl import _threads, _validate
 from vaekl.reference import normal, to_numpy
 from vaekl.testing import EPS_BUDGET, make_inputs
 
@@ -88,7 +88,7 @@ def test_threads_do_not_change_a_bit(shape, reduction, mean_over, threads):
     for count in (1, 2, 3):
         threads(count)
         results.append(step(shape, reduction=reduction, mean_over=mean_over))
-    assert _cpu._pool is not None
+    assert _threads._pool is not None
     assert equal(results[0], results[1])
     assert equal(results[0], results[2])
 
@@ -108,8 +108,20 @@ def test_large_inputs_agree_with_eager():
 
 def test_small_inputs_wake_no_thread(monkeypatch, threads):
     threads(2)
-    monkeypatch.setattr(_cpu, "_helpers", lambda count: pytest.fail("a thread was asked for"))
+    monkeypatch.setattr(_threads, "helpers", lambda count: pytest.fail("a thread was asked for"))
     step((128, 20))
+
+
+def test_no_thread_to_be_had(monkeypatch, threads):
+    """The calling thread does it all."""
+    threads(2)
+    expected = step()
+
+    def refuse(*args):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_threads.ThreadPoolExecutor, "submit", refuse)
+    assert equal(step(), expected)
 
 
 def test_several_python_threads_at_once(threads):
@@ -142,7 +154,7 @@ def test_a_fork_after_first_use(threads):
     threads(2)
     mu, logvar = make_inputs(LARGE[0])
     expected = vaekl.reparameterize_kl(mu, logvar, seed=3, backend="cpu")
-    assert _cpu._pool is not None
+    assert _threads._pool is not None
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_forked, args=(mu, logvar, queue), daemon=True)

@@ -1,14 +1,8 @@
-"""The cpu backend: tensors to arguments of the numba kernels, and the threads that run them.
-
-Threads are Python's, not numba's: its own pools do not survive a fork or two callers at once. The
-kernels release the GIL. The calling thread always works; others join it for larger inputs.
-"""
+"""The cpu backend: tensors to arguments of the numba kernels."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,6 +12,7 @@ from torch import Tensor
 
 from vaekl.kernels import cpu as kernels
 
+from . import _threads
 from ._eager import Backward, Forward
 from ._memory import use_huge_pages
 from ._noise import draw_key
@@ -50,30 +45,6 @@ SHARE = 32768
 SHARES_PER_THREAD = 3
 #: Row ranges times column tiles, at most: each range has column sums of its own.
 MOST_PIECES = 512
-
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-
-
-def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _helpers(count: int) -> ThreadPoolExecutor:
-    """A pool of `count` threads or more; a smaller one finishes what it has and goes."""
-    global _pool, _pool_size
-    pool = _pool
-    if pool is None or _pool_size < count:
-        if pool is not None:
-            pool.shutdown(wait=False)
-        pool = ThreadPoolExecutor(count, thread_name_prefix="vaekl")
-        _pool, _pool_size = pool, count
-    return pool
 
 
 class Launch:
@@ -114,24 +85,17 @@ class Launch:
         self.most_threads = pieces // chunk // SHARES_PER_THREAD
 
     def __call__(self, keep: Any, *addresses: int) -> None:
-        """Run on as many threads as torch would use. `keep` holds the memory until all are done."""
-        arguments = (self.numbers, self.plan, np.zeros(self.shared), *addresses)
-        futures: list[Future[None]] = []
-        helpers = min(torch.get_num_threads(), self.most_threads) - 1
-        if helpers > 0:
-            pool = _helpers(helpers)
-            futures = [pool.submit(self._help, keep, arguments) for _ in range(helpers)]
-        done = self.kernel(self._work(), *arguments)
-        for future in futures:
-            # One that has not begun by now would find nothing left to do.
-            if not future.cancel() and not done:
-                future.result()
+        """Run on as many threads as torch would use. `keep` holds what lies at the addresses."""
+        shared = np.zeros(self.shared)
 
-    def _help(self, keep: Any, arguments: tuple[Any, ...]) -> None:
-        self.kernel(self._work(), *arguments)
+        def work() -> bool:
+            own = np.empty(kernels.BUFFERS * kernels.BLOCK, self.numbers.dtype)
+            return self.kernel(own, self.numbers, self.plan, shared, *addresses)
 
-    def _work(self) -> Any:
-        return np.empty(kernels.BUFFERS * kernels.BLOCK, self.numbers.dtype)
+        if self.most_threads < 2:
+            work()
+        else:
+            _threads.share(work, min(torch.get_num_threads(), self.most_threads), keep)
 
 
 def _address(tensor: Tensor | None) -> int:
