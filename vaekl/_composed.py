@@ -10,25 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from . import _eager
 from ._noise import device_key, draw_key
 from ._options import Options, compute_dtype, sample_dtype, sizes
 
-_PLAIN = (Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor)
+# Fake and functional tensors are torch.compile's and FakeTensorMode's, which know operators.
+_KNOWN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
 def is_subclass(tensor: Tensor | None) -> bool:
     """A class of its own, whose operations only it knows."""
-    return tensor is not None and type(tensor) not in _PLAIN
+    return tensor is not None and type(tensor) not in _KNOWN
 
 
 def is_needed(*tensors: Tensor | None) -> bool:
     """Would a kernel, or an operator around it, be lost on what is going on?"""
     return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        torch.autograd.forward_ad._current_level >= 0
         or _is_traced()
+        or _eager.is_batched(*tensors)
         or any(map(is_subclass, tensors))
     )
 

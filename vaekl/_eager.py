@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype, sizes
 
@@ -102,10 +103,19 @@ def _means(m: Tensor, v: Tensor, mean_over: str | None) -> Tensor:
     return torch.stack([m.mean(0), v.mean(0)] if mean_over == "batch" else [m.mean(), v.mean()])
 
 
+def is_batched(*tensors: Tensor | None) -> bool:
+    """May one stand for a batch, in torch.func or by is_grads_batched of torch.autograd.grad?"""
+    if torch.compiler.is_compiling():  # cannot trace what asks for the second
+        return torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or any(
+        tensor is not None and is_legacy_batchedtensor(tensor) for tensor in tensors
+    )
+
+
 def _like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
     """values with the memory format and dtype asked for; copied only if they differ."""
-    if torch._C._are_functorch_transforms_active():
-        return values.to(dtype)  # batched values do not fit a model that is not
+    if is_batched(values):
+        return values.to(dtype)  # which do not fit a model that is not
     if values.dtype == dtype and values.stride() == torch.empty_like(model).stride():
         return values
     return torch.empty_like(model, dtype=dtype).copy_(values)

@@ -250,5 +250,6 @@ for _name, _implementation, _fake in (
     ("reparameterize_kl", _forward, _forward_fake),
     ("reparameterize_kl_backward", _backward, _backward_fake),
 ):
-    LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+    # Python too, but not for torch.compile to look into when it has let go of the caller.
+    LIBRARY.impl(_name, torch._disable_dynamo(_implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"vaekl::{_name}", _fake, lib=LIBRARY)
