@@ -154,6 +154,10 @@ def reparameterize_kl(
     if not _is_plain(mu, logvar, eps):
         if _composed.is_needed(mu, logvar, eps):
             return _composed.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
+        if generator is not None and torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                msg="generator= cannot be compiled: leave it out, or use seed="
+            )
         return _ops.call_forward(mu, logvar, eps, generator, seed, options, backend)[:3]
     if torch.is_grad_enabled() and (
         mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)

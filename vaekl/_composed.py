@@ -66,6 +66,11 @@ def _noise(
     backend: str,
 ) -> Tensor:
     """eps of the shape of mu: what the backend would draw, wherever there is a key to read."""
+    if generator is not None and _is_traced():
+        raise ValueError(
+            "generator must be None in what is exported or traced: a program cannot hold one; "
+            "draw from torch's own generator or give eps"
+        )
     if seed is None and generator is None and is_subclass(mu):
         return torch.randn_like(mu, dtype=dtype)  # placed, or wrapped, as mu is
     if backend == "eager" or (seed is None and _is_traced()):

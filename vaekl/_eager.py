@@ -95,6 +95,8 @@ def draw_noise(
     """eps [batch, event] in the compute dtype."""
     if seed is not None:
         return philox_normal(seed, 0, batch, event, dtype, like.device)
+    if generator is None:  # the overload that has one cannot be exported
+        return torch.randn(batch, event, dtype=dtype, device=like.device)
     return torch.randn(batch, event, dtype=dtype, device=like.device, generator=generator)
 
 

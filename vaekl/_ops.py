@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from . import _eager
 from ._eager import Backward, Forward
@@ -251,5 +252,5 @@ for _name, _implementation, _fake in (
     ("reparameterize_kl_backward", _backward, _backward_fake),
 ):
     # Python too, but not for torch.compile to look into when it has let go of the caller.
-    LIBRARY.impl(_name, torch._disable_dynamo(_implementation), "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, _disable_dynamo(_implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"vaekl::{_name}", _fake, lib=LIBRARY)
