@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
 from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.func import grad, jvp, vmap
 
 import vaekl
@@ -123,7 +124,7 @@ def test_the_backward_program_holds_the_operator(backend, device):
 
     def look(graph, inputs):
         seen.extend(str(node.target) for node in graph.graph.nodes)
-        return graph
+        return make_boxed_func(graph)
 
     call = lambda m, v: tuple(vaekl.reparameterize_kl(m, v, backend=backend))  # noqa: E731
     compiler = torch._dynamo.backends.common.aot_autograd(fw_compiler=look, bw_compiler=look)
@@ -133,6 +134,7 @@ def test_the_backward_program_holds_the_operator(backend, device):
     assert not [name for name in seen if "exp" in name or "randn" in name]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inductor(dtype, device):
     """The default compiler: a training step of a small VAE, static and dynamic batch."""
@@ -160,7 +162,7 @@ def test_inductor(dtype, device):
             torch.testing.assert_close(a, b, **close)
 
 
-def test_transforms_inside(backend, device):
+def test_transforms_inside(backend, device, forward_mode):
     """torch.compile of torch.func: composed of plain operations, so that both see through."""
     mu, logvar = make_inputs((4, 6), device=device)
     eps = make_inputs((4, 6), device=device, seed=5)[0]

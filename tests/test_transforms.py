@@ -1,7 +1,5 @@
 """torch.func and forward-mode AD: equal to plain torch code under the same transform."""
 
-import warnings
-
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -11,17 +9,9 @@ import vaekl
 from vaekl.reference import torch_reparameterize_kl
 from vaekl.testing import make_inputs
 
+pytestmark = pytest.mark.usefixtures("forward_mode")
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forward_mode_is_loaded():
-    """torch warns of itself on the first use of forward AD."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with forward_ad.dual_level():
-            forward_ad.make_dual(torch.ones(()), torch.ones(()))
 
 
 @pytest.fixture
