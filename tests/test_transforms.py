@@ -257,9 +257,7 @@ def test_batched_upstream_gradients(backend, tensors):
     for function in (ours(backend, reduction="none"), plain(reduction="none")):
         z, kl, _ = function(mu, logvar, eps)
         rows = [torch.arange(30.0).reshape(3, 2, 5)[:, 0].to(z), torch.ones(3, *z.shape).to(z)]
-        found.append(
-            torch.autograd.grad((kl, z), (mu, logvar, eps), rows, is_grads_batched=True)
-        )
+        found.append(torch.autograd.grad((kl, z), (mu, logvar, eps), rows, is_grads_batched=True))
     same(*found)
 
 

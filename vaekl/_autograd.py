@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,14 +52,19 @@ def _save(
     results: tuple[Tensor | None, ...],
     options: Options,
     backend: str,
+    constants: Sequence[Tensor] = (),
 ) -> None:
-    """For backward: mu, logvar and eps by reference, the noise state and the mean vectors."""
+    """For backward: mu, logvar and eps by reference, the noise state and the mean vectors.
+
+    `constants`: outputs that have no gradient, whatever the inputs.
+    """
     _, kl, kl_of_mean, state, means = results
     ctx.save_for_backward(*tensors, state, means)
     ctx.call = (options, backend)
     ctx.set_materialize_grads(False)
     if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-        ctx.mark_non_differentiable(*(t for t in (kl, kl_of_mean) if t is not None))
+        constants = [*constants, *(t for t in (kl, kl_of_mean) if t is not None)]
+    ctx.mark_non_differentiable(*constants)
 
 
 def _gradients(
@@ -123,11 +129,13 @@ class ReparameterizeKLFunction(torch.autograd.Function):
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     mu, logvar, eps, _, _, *options, backend = inputs
     asked = _ops.options(*options)
-    _save(ctx, (mu, logvar, eps), _ops.wanted(output, asked, eps), asked, backend)
+    results = _ops.wanted(output, asked, eps)
+    # The empty tensors, the noise state and the means are for nobody else.
+    constants = [t for t, result in zip(output, (*results[:3], None, None)) if result is None]
+    _save(ctx, (mu, logvar, eps), results, asked, backend, constants)
 
 
 def _operator_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    # The noise state and the means are no results to anyone but this.
     return (*_gradients(ctx, *upstream[:3]), *[None] * 8)
 
 
