@@ -1,9 +1,13 @@
 """What a type checker knows about a user's code."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 SNIPPET = """
 import torch
@@ -49,29 +53,26 @@ TENSOR = "torch._tensor.Tensor"
 REVEALED = [TENSOR] * 4 + ["None", f"{TENSOR} | None", TENSOR, "None"] + [TENSOR] * 3
 
 WRONG = {
-    "alone.kl_of_mean.item()": "union-attr|attr-defined",
+    "alone.kl_of_mean.item()": "attr-defined",
     "vaekl.kl_loss(mu, logvar, seed=1)": "call-arg",
     "vaekl.reparameterize_kl(mu, 1.0)": "call-overload",
     "vaekl.nn.ReparameterizeKL()(mu)": "call-arg",
 }
 
 
-def mypy(code, folder):
-    (folder / "user.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "user.py"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
 def test_a_users_code(tmp_path):
+    """The types of results; and mistakes, each added line an error of the kind expected."""
     pytest.importorskip("mypy")
-    done = mypy(SNIPPET, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    notes = [line for line in done.stdout.splitlines() if "Revealed type" in line]
-    assert [line.split('"')[1] for line in notes] == REVEALED
-    # Mistakes are seen: each added line is an error, of the kind expected.
-    lines = [line for line in SNIPPET.splitlines() if "reveal_type" not in line or "out" in line]
-    done = mypy("\n".join([*lines, *WRONG]), tmp_path)
-    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    (tmp_path / "user.py").write_text(SNIPPET + "\n".join(WRONG))
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "user.py"]
+    # vaekl itself is checked by `make test`; what is wanted of it here are its types.
+    command += ["--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache'}"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    notes = [line.split('"')[1] for line in lines if "Revealed type" in line]
+    assert notes == REVEALED, done.stdout + done.stderr
+    errors = [line for line in lines if ": error:" in line]
     assert len(errors) == len(WRONG), done.stdout
-    for error, code in zip(errors, WRONG.values()):
-        assert any(f"[{c}]" in error for c in code.split("|")), error
+    for error, kind in zip(errors, WRONG.values()):
+        assert f"[{kind}]" in error
