@@ -162,7 +162,7 @@ def test_inductor(dtype, device):
             torch.testing.assert_close(a, b, **close)
 
 
-def test_transforms_inside(backend, device, forward_mode):
+def test_transforms_inside(device, forward_mode, backend="auto"):
     """torch.compile of torch.func: composed of plain operations, so that both see through."""
     mu, logvar = make_inputs((4, 6), device=device)
     eps = make_inputs((4, 6), device=device, seed=5)[0]

@@ -12,6 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from . import _composed, _eager, _ops
 from ._eager import Backward
@@ -28,11 +35,11 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     Then calling that directly saves most of the host time of a small batch.
     """
     if (
-        torch.compiler.is_compiling()  # first: Dynamo cannot trace all of what follows
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        is_compiling()  # first: Dynamo cannot trace all of what follows
+        or _len_torch_dispatch_stack()
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
+        or forward_ad._current_level >= 0
     ):
         return False
     for tensor in tensors:
@@ -64,7 +71,8 @@ def _save(
     ctx.set_materialize_grads(False)
     if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
         constants = [*constants, *(t for t in (kl, kl_of_mean) if t is not None)]
-    ctx.mark_non_differentiable(*constants)
+    if constants:
+        ctx.mark_non_differentiable(*constants)
 
 
 def _gradients(
@@ -77,12 +85,13 @@ def _gradients(
     needs = ctx.needs_input_grad[:3]
     options, backend = ctx.call
     inputs = (mu, logvar, eps, dz, dkl, dkl_of_mean)
-    if torch.is_grad_enabled() or _composed.is_needed(*inputs):
-        noise = _drawn_noise(mu, logvar, eps, state, options, backend)
-        return _eager.backward(*inputs, noise, None, options, needs)
-    if _is_plain(*inputs):
-        return _ops.run_backward(*inputs, state, means, options, backend, needs)
-    return _ops.call_backward(*inputs, state, means, options, backend, needs)
+    if not torch.is_grad_enabled():
+        if _is_plain(*inputs) and not _eager.is_batched(dz, dkl, dkl_of_mean):
+            return _ops.run_backward(*inputs, state, means, options, backend, needs)
+        if not _composed.is_needed(*inputs):
+            return _ops.call_backward(*inputs, state, means, options, backend, needs)
+    noise = _drawn_noise(mu, logvar, eps, state, options, backend)
+    return _eager.backward(*inputs, noise, None, options, needs)
 
 
 def _drawn_noise(
