@@ -162,13 +162,13 @@ def test_inductor(dtype, device):
             torch.testing.assert_close(a, b, **close)
 
 
-def test_transforms_inside(device, forward_mode, backend="auto"):
+def test_transforms_inside(device, forward_mode):
     """torch.compile of torch.func: composed of plain operations, so that both see through."""
     mu, logvar = make_inputs((4, 6), device=device)
     eps = make_inputs((4, 6), device=device, seed=5)[0]
-    kl = lambda m, v: vaekl.kl_loss(m, v, backend=backend)  # noqa: E731
-    sample = lambda m, e: vaekl.reparameterize(m, m, eps=e, backend=backend)  # noqa: E731
-    draw = lambda m: vaekl.reparameterize(m, m, backend=backend)  # noqa: E731
+    kl = lambda m, v: vaekl.kl_loss(m, v)  # noqa: E731
+    sample = lambda m, e: vaekl.reparameterize(m, m, eps=e)  # noqa: E731
+    draw = lambda m: vaekl.reparameterize(m, m)  # noqa: E731
     for transformed in (
         lambda: grad(kl, argnums=(0, 1))(mu, logvar),
         lambda: vmap(grad(kl))(mu[:, None], logvar[:, None]),

@@ -86,6 +86,9 @@ def check_sharded_tensors(rank, backend):
     assert drawn.placements == (Shard(0),)
     expected = shards[0] + (0.5 * shards[1]).exp() * eps
     torch.testing.assert_close(drawn.full_tensor(), expected.full_tensor())
+    for noise in ({"seed": 3}, {"generator": torch.Generator()}):
+        with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+            vaekl.reparameterize(*shards[:2], backend=backend, **noise)
 
 
 def work(rank, port, check, backend):

@@ -155,3 +155,9 @@ def test_a_torchscript_trace_is_no_constant(device):
 def test_fx_symbolic_trace_says_that_it_has_no_tensors():
     with pytest.raises(TypeError, match=r"mu must be a torch\.Tensor, got Proxy"):
         torch.fx.symbolic_trace(lambda m, v: vaekl.kl_loss(m, v))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit is one
+def test_torchscript_says_that_it_cannot_read_the_source():
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only arguments"):
+        torch.jit.script(vaekl.nn.ReparameterizeKL())

@@ -4,6 +4,8 @@ test_compile.py, test_modes.py (autocast, GradScaler) and the others run on devi
 there is a device; graphs captured by hand are in test_gpu_graphs.py.
 """
 
+import warnings
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -84,7 +86,9 @@ def test_noise_under_vmap_is_drawn_on_the_device(device):
         lambda m: vaekl.reparameterize(m, torch.zeros_like(m)), randomness="different"
     )
     call(zeros)
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "a prototype feature"
+        torch.cuda.set_sync_debug_mode("error")
     try:
         z = call(zeros)
     finally:

@@ -146,7 +146,7 @@ def test_default_device(backend, device):
 @pytest.mark.parametrize("reduction", ["none", "batchmean"])
 def test_fake_tensors(reduction, backend, device):
     """Shapes, dtypes and strides without computing, backward included."""
-    real = [t.detach() for t in leaves((2, 3, 4), device, torch.bfloat16)]
+    real = make_inputs((2, 3, 4), dtype=torch.bfloat16, logvar_dtype=torch.float32, device=device)
     found = []
     for mode in (None, FakeTensorMode()):
         tensors = real

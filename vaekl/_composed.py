@@ -44,16 +44,15 @@ def _is_traced() -> bool:
 def phi(logvar: Tensor) -> Tensor:
     """exp(l) - 1 - l without cancellation, differentiable any number of times.
 
-    A derivative of the Taylor series is one too, so it loses no digits near 0. Neither branch sees
-    the other's arguments, whose inf would turn a gradient of 0 into NaN.
+    A derivative of the Taylor series is one too, so it loses no digits near 0. The series does not
+    see large arguments: its inf would turn a gradient of 0 into NaN.
     """
     is_small = logvar.abs() <= 1.0
     small = torch.where(is_small, logvar, 0.0)
     series = torch.zeros_like(small)
     for coefficient in _eager.PHI_TAYLOR:
         series = series * small + coefficient
-    large = torch.where(is_small, 1.0, logvar)
-    return torch.where(is_small, small * small * series, torch.expm1(large) - large)
+    return torch.where(is_small, small * small * series, torch.expm1(logvar) - logvar)
 
 
 def _noise(
