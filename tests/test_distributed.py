@@ -91,24 +91,21 @@ def check_sharded_tensors(rank, backend):
             vaekl.reparameterize(*shards[:2], backend=backend, **noise)
 
 
-def work(rank, port, check, backend):
+def work(rank, port, backend):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD
     )
     try:
-        check(rank, backend)
+        for check in (check_training, check_noise, check_sharded_tensors):
+            check(rank, backend)
     finally:
         dist.destroy_process_group()
 
 
-def spawn(check, backend="cpu"):
+def test_two_processes():
+    """All of the above, in processes started once: to import torch takes longer than they do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (port, check, backend), nprocs=WORLD)
-
-
-@pytest.mark.parametrize("check", [check_training, check_noise, check_sharded_tensors])
-def test_two_processes(check):
-    spawn(check)
+    mp.spawn(work, (port, "cpu"), nprocs=WORLD)

@@ -66,7 +66,7 @@ def test_a_users_code(tmp_path):
     (tmp_path / "user.py").write_text(SNIPPET + "\n".join(WRONG))
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "user.py"]
     # vaekl itself is checked by `make test`; what is wanted of it here are its types.
-    command += ["--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache'}"]
+    command += ["--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache' / 'users'}"]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
