@@ -50,7 +50,7 @@ def phi(logvar: Tensor) -> Tensor:
     is_small = logvar.abs() <= 1.0
     small = torch.where(is_small, logvar, 0.0)
     series = torch.zeros_like(small)
-    for coefficient in _eager.PHI_TAYLOR:
+    for coefficient in _eager.PHI_F64:
         series = series * small + coefficient
     return torch.where(is_small, small * small * series, torch.expm1(logvar) - logvar)
 

@@ -20,7 +20,7 @@ Backward = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 # (e^l - 1 - l) / l^2 on |l| <= 1, highest power first: Taylor for float64; for float32 a minimax
 # fit (Lawson on Chebyshev nodes) with relative error 1e-8.
-PHI_TAYLOR = tuple(1.0 / math.factorial(k + 2) for k in range(16, -1, -1))
+PHI_F64 = tuple(1.0 / math.factorial(k + 2) for k in range(16, -1, -1))
 _PHI_F32 = (
     2.77228332379309e-06,
     2.535482963139657e-05,
@@ -36,7 +36,7 @@ _WORD = 0xFFFFFFFF
 
 def phi(logvar: Tensor) -> Tensor:
     """exp(l) - 1 - l without cancellation: a polynomial for |l| <= 1. Not differentiable."""
-    first, second, *rest = PHI_TAYLOR if logvar.dtype == torch.float64 else _PHI_F32
+    first, second, *rest = PHI_F64 if logvar.dtype == torch.float64 else _PHI_F32
     small = (logvar * first).add_(second)
     for coefficient in rest:
         small.mul_(logvar).add_(coefficient)
