@@ -141,7 +141,7 @@ if [[ $dry ]]; then
     ((${#parallel[@]})) && parallel=(-n 1)
 fi
 
-suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn,modes,transforms}.py)
+suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn,modes,autocast,transforms}.py)
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
 step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes,_pytorch}.py

@@ -1,6 +1,6 @@
 """torch.compile with CUDA graphs; what else torch brings is tested on any device.
 
-test_compile.py, test_modes.py (autocast, GradScaler) and the others run on device tensors where
+test_compile.py, test_autocast.py and the others run on device tensors where
 there is a device; graphs captured by hand are in test_gpu_graphs.py.
 """
 
