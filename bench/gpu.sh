@@ -141,10 +141,10 @@ if [[ $dry ]]; then
     ((${#parallel[@]})) && parallel=(-n 1)
 fi
 
-suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn}.py)
+suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn,modes,autocast,transforms}.py)
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
-step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes}.py
+step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes,_pytorch}.py
 
 # The sanitizers, last, are left a little time.
 if [[ -f $root/bench/run.py ]]; then

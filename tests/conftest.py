@@ -1,6 +1,7 @@
 """Shared fixtures. Without a GPU the Triton kernels run under its interpreter, on CPU tensors."""
 
 import os
+import warnings
 
 import torch
 
@@ -48,3 +49,12 @@ def config(request):
 def many_programs():
     with _layout.use_config(CONFIGS["many"]):
         yield CONFIGS["many"]
+
+
+@pytest.fixture(scope="session")
+def forward_mode():
+    """Forward AD, ready: on first use torch warns of its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with torch.autograd.forward_ad.dual_level():
+            torch.autograd.forward_ad.make_dual(torch.ones(()), torch.ones(()))

@@ -2,12 +2,10 @@
 
 import math
 import re
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 import vaekl
 from vaekl.reference import torch_reparameterize_kl
@@ -105,16 +103,6 @@ def test_negated_views_are_read_as_they_are(backend, device):
     ours = vaekl.reparameterize_kl(mu, mu, seed=1, backend=backend)
     for a, b in zip(ours, vaekl.reparameterize_kl(mu.clone(), mu.clone(), seed=1, backend=backend)):
         torch.testing.assert_close(a, b)
-
-
-def test_forward_mode_says_that_it_is_missing(backend, device):
-    x = torch.randn(4, 3, device=device)
-    with warnings.catch_warnings():  # of torch's own, on first use of forward AD
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with forward_ad.dual_level():
-            forward_ad.make_dual(x, x)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        vaekl.kl_loss(forward_ad.make_dual(x, x), x, backend=backend)
 
 
 def test_a_default_device_does_not_matter(backend, device):

@@ -133,7 +133,7 @@ def test_single_functions(function, backend, many_programs, device):
     gradcheck(lambda m, v: function(m, v, backend), (mu, logvar), backend)
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("mean_over", ["batch", "all"])
 @pytest.mark.parametrize("given", [False, True])
 def test_double_backward(reduction, mean_over, given, backend, many_programs, device):

@@ -10,7 +10,7 @@ from vaekl.testing import make_inputs
 FORWARD = torch.ops.vaekl.reparameterize_kl.default
 BACKWARD = torch.ops.vaekl.reparameterize_kl_backward.default
 # An operator draws anew at each call, so only calls with a seed can be compared with a second run.
-CHECKS = ("test_schema", "test_faketensor")
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
 OPTIONS = [
     ("none", "batch", True, 1, None),
     ("mean", "all", True, 2, [-1.0, 1.0]),
@@ -40,6 +40,18 @@ def test_opcheck(options, layout, given, backend, device):
         (mu, logvar, eps, *upstream, state, means, *options, backend, needs),
         test_utils=CHECKS,
     )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("given", [False, True])
+def test_opcheck_of_gradients(options, given, backend, device):
+    """All of torch's checks where inputs need gradients: registration, and symbolic sizes through
+    AOTAutograd, forward and backward against the same without. The second operator is never
+    differentiated: what is differentiated twice is made of plain operations."""
+    mu, logvar = (t.requires_grad_() for t in make_inputs((2, 3, 2, 4), device=device))
+    eps = make_inputs((2, 3, 2, 4), device=device, seed=5)[0] if given and options[2] else None
+    seed = None if eps is not None else 7
+    torch.library.opcheck(FORWARD, (mu, logvar, eps, None, seed, *options, backend))
 
 
 class Seen(TorchDispatchMode):

@@ -1,14 +1,27 @@
-"""The autograd.Function, and when it may pass the dispatcher by."""
+"""Which of three roads a call takes, and the gradients along the first two.
+
+- Plain tensors and nothing else going on: an autograd.Function, straight to the backend.
+- torch.compile, dispatch modes, fake and meta tensors: the operator, itself differentiable.
+- torch.func, forward-mode AD, torch.export, subclasses: composed of plain torch operations.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
-from . import _eager, _ops
-from ._eager import Backward, Forward
+from . import _composed, _eager, _ops
+from ._eager import Backward
 from ._noise import signed64
 from ._options import Options, compute_dtype, sizes
 
@@ -19,9 +32,16 @@ Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 def _is_plain(*tensors: Tensor | None) -> bool:
     """Would the operator do nothing but call its implementation?
 
-    Then calling that directly saves most of the host time of a small batch. Not so under
-    torch.compile, dispatch modes, torch.func transforms, for subclasses and meta tensors.
+    Then calling that directly saves most of the host time of a small batch.
     """
+    if (
+        is_compiling()  # first: Dynamo cannot trace all of what follows
+        or _len_torch_dispatch_stack()
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
     for tensor in tensors:
         if tensor is not None and (
             type(tensor) not in _PLAIN
@@ -30,108 +50,48 @@ def _is_plain(*tensors: Tensor | None) -> bool:
             or tensor._is_zerotensor()
         ):
             return False
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    )
+    return True
 
 
-def _forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
+def _save(
+    ctx: Any,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    results: tuple[Tensor | None, ...],
     options: Options,
     backend: str,
-) -> Forward:
-    if _is_plain(mu, logvar, eps):
-        return _ops.run_forward(mu, logvar, eps, generator, seed, options, backend)
-    z, kl, kl_of_mean, state, means = torch.ops.vaekl.reparameterize_kl(
-        mu, logvar, eps, generator, seed, *options, backend
-    )
-    has_kl, has_mean = options.reduction is not None, options.mean_over is not None
-    return (
-        z if options.sample else None,
-        kl if has_kl else None,
-        kl_of_mean if has_mean else None,
-        state if options.sample and eps is None else None,
-        means if has_mean else None,
-    )
+    constants: Sequence[Tensor] = (),
+) -> None:
+    """For backward: mu, logvar and eps by reference, the noise state and the mean vectors.
 
-
-def _backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    options: Options,
-    backend: str,
-    needs: tuple[bool, bool, bool],
-) -> Backward:
-    tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means)
-    if _is_plain(*tensors):
-        return _ops.run_backward(*tensors, options, backend, needs)
-    dmu, dlogvar, deps = torch.ops.vaekl.reparameterize_kl_backward(
-        *tensors, *options, backend, needs
-    )
-    has_deps = needs[2] and dz is not None
-    return dmu if needs[0] else None, dlogvar if needs[1] else None, deps if has_deps else None
-
-
-class ReparameterizeKLFunction(torch.autograd.Function):
-    """(z, kl, kl_of_mean), None for what is not wanted.
-
-    Saves mu, logvar and eps by reference, the noise state and the mean vectors.
+    `constants`: outputs that have no gradient, whatever the inputs.
     """
+    _, kl, kl_of_mean, state, means = results
+    ctx.save_for_backward(*tensors, state, means)
+    ctx.call = (options, backend)
+    ctx.set_materialize_grads(False)
+    if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+        constants = [*constants, *(t for t in (kl, kl_of_mean) if t is not None)]
+    if constants:
+        ctx.mark_non_differentiable(*constants)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        mu: Tensor,
-        logvar: Tensor,
-        eps: Tensor | None,
-        generator: torch.Generator | None,
-        seed: int | None,
-        options: Options,
-        backend: str,
-    ) -> Results:
-        """One forward launch."""
-        z, kl, kl_of_mean, state, means = _forward(
-            mu, logvar, eps, generator, seed, options, backend
-        )
-        ctx.save_for_backward(mu, logvar, eps, state, means)
-        ctx.call = (options, backend)
-        ctx.set_materialize_grads(False)
-        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            ctx.mark_non_differentiable(*(t for t in (kl, kl_of_mean) if t is not None))
-        return z, kl, kl_of_mean
 
-    @staticmethod
-    def backward(
-        ctx: Any, dz: Tensor | None, dkl: Tensor | None, dkl_of_mean: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """One backward launch; with create_graph, formulas that can be differentiated again."""
-        if dz is None and dkl is None and dkl_of_mean is None:
-            return (None,) * 7
-        mu, logvar, eps, state, means = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        options, backend = ctx.call
-        if torch.is_grad_enabled():
-            noise = _drawn_noise(mu, logvar, eps, state, options, backend)
-            results = _eager.backward(
-                mu, logvar, eps, dz, dkl, dkl_of_mean, noise, None, options, needs
-            )
-        else:
-            results = _backward(
-                mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, backend, needs
-            )
-        return (*results, None, None, None, None)
+def _gradients(
+    ctx: Any, dz: Tensor | None, dkl: Tensor | None, dkl_of_mean: Tensor | None
+) -> Backward:
+    """(dmu, dlogvar, deps): one launch; where more is asked, formulas that torch can see into."""
+    if dz is None and dkl is None and dkl_of_mean is None:
+        return None, None, None
+    mu, logvar, eps, state, means = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    options, backend = ctx.call
+    inputs = (mu, logvar, eps, dz, dkl, dkl_of_mean)
+    if not torch.is_grad_enabled():
+        if _is_plain(*inputs) and not _eager.is_batched(dz, dkl, dkl_of_mean):
+            return _ops.run_backward(*inputs, state, means, options, backend, needs)
+        if not _composed.is_needed(*inputs):
+            return _ops.call_backward(*inputs, state, means, options, backend, needs)
+    noise = _drawn_noise(mu, logvar, eps, state, options, backend)
+    return _eager.backward(*inputs, noise, None, options, needs)
 
 
 def _drawn_noise(
@@ -150,6 +110,52 @@ def _drawn_noise(
     return _eager.philox_normal(state[0], state[1], batch, event, dtype, mu.device)
 
 
+class ReparameterizeKLFunction(torch.autograd.Function):
+    """(z, kl, kl_of_mean), None for what is not wanted."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+        options: Options,
+        backend: str,
+    ) -> Results:
+        """One forward launch."""
+        results = _ops.run_forward(mu, logvar, eps, generator, seed, options, backend)
+        _save(ctx, (mu, logvar, eps), results, options, backend)
+        return results[:3]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        """One backward launch."""
+        return (*_gradients(ctx, *upstream), None, None, None, None)
+
+
+def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    mu, logvar, eps, _, _, *options, backend = inputs
+    asked = _ops.options(*options)
+    results = _ops.wanted(output, asked, eps)
+    # The empty tensors, the noise state and the means are for nobody else.
+    constants = [t for t, result in zip(output, (*results[:3], None, None)) if result is None]
+    _save(ctx, (mu, logvar, eps), results, asked, backend, constants)
+
+
+def _operator_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*_gradients(ctx, *upstream[:3]), *[None] * 8)
+
+
+torch.library.register_autograd(
+    "vaekl::reparameterize_kl",
+    _operator_backward,
+    setup_context=_operator_context,
+    lib=_ops.LIBRARY,
+)
+
+
 def reparameterize_kl(
     mu: Tensor,
     logvar: Tensor,
@@ -162,13 +168,19 @@ def reparameterize_kl(
     """(z, kl, kl_of_mean) with gradients if any is needed; else nothing is saved."""
     if seed is not None:
         seed = signed64(seed)
-    needs_grad = torch.is_grad_enabled() and (
+    if not _is_plain(mu, logvar, eps):
+        if _composed.is_needed(mu, logvar, eps):
+            return _composed.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
+        if generator is not None and torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                msg="generator= cannot be compiled: leave it out, or use seed="
+            )
+        return _ops.call_forward(mu, logvar, eps, generator, seed, options, backend)[:3]
+    if torch.is_grad_enabled() and (
         mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)
-    )
-    # Under forward-mode AD the Function says that it has none; a kernel would drop the tangents.
-    if needs_grad or torch.autograd.forward_ad._current_level >= 0:
+    ):
         results: Results = ReparameterizeKLFunction.apply(  # type: ignore[no-untyped-call]
             mu, logvar, eps, generator, seed, options, backend
         )
         return results
-    return _forward(mu, logvar, eps, generator, seed, options, backend)[:3]
+    return _ops.run_forward(mu, logvar, eps, generator, seed, options, backend)[:3]

@@ -7,9 +7,11 @@ is torch.randn's, kept for backward; with seed= it is the Philox stream of the o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype, sizes
 
@@ -18,7 +20,7 @@ Backward = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 # (e^l - 1 - l) / l^2 on |l| <= 1, highest power first: Taylor for float64; for float32 a minimax
 # fit (Lawson on Chebyshev nodes) with relative error 1e-8.
-_PHI_F64 = tuple(1.0 / math.factorial(k + 2) for k in range(16, -1, -1))
+PHI_F64 = tuple(1.0 / math.factorial(k + 2) for k in range(16, -1, -1))
 _PHI_F32 = (
     2.77228332379309e-06,
     2.535482963139657e-05,
@@ -34,7 +36,7 @@ _WORD = 0xFFFFFFFF
 
 def phi(logvar: Tensor) -> Tensor:
     """exp(l) - 1 - l without cancellation: a polynomial for |l| <= 1. Not differentiable."""
-    first, second, *rest = _PHI_F64 if logvar.dtype == torch.float64 else _PHI_F32
+    first, second, *rest = PHI_F64 if logvar.dtype == torch.float64 else _PHI_F32
     small = (logvar * first).add_(second)
     for coefficient in rest:
         small.mul_(logvar).add_(coefficient)
@@ -82,7 +84,7 @@ def philox_normal(
     return normals[:, :event].to(dtype)
 
 
-def _noise(
+def draw_noise(
     like: Tensor,
     batch: int,
     event: int,
@@ -90,8 +92,11 @@ def _noise(
     generator: torch.Generator | None,
     seed: int | None,
 ) -> Tensor:
+    """eps [batch, event] in the compute dtype."""
     if seed is not None:
         return philox_normal(seed, 0, batch, event, dtype, like.device)
+    if generator is None:  # the overload that has one cannot be exported
+        return torch.randn(batch, event, dtype=dtype, device=like.device)
     return torch.randn(batch, event, dtype=dtype, device=like.device, generator=generator)
 
 
@@ -100,11 +105,58 @@ def _means(m: Tensor, v: Tensor, mean_over: str | None) -> Tensor:
     return torch.stack([m.mean(0), v.mean(0)] if mean_over == "batch" else [m.mean(), v.mean()])
 
 
+def is_batched(*tensors: Tensor | None) -> bool:
+    """May one stand for a batch, in torch.func or by is_grads_batched of torch.autograd.grad?"""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if torch.compiler.is_compiling():  # cannot trace what follows
+        return False
+    for tensor in tensors:  # noqa: SIM110 (any() doubles the time, on the way of every backward)
+        if tensor is not None and is_legacy_batchedtensor(tensor):
+            return True
+    return False
+
+
 def _like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
     """values with the memory format and dtype asked for; copied only if they differ."""
+    if is_batched(values):
+        return values.to(dtype)  # which do not fit a model that is not
     if values.dtype == dtype and values.stride() == torch.empty_like(model).stride():
         return values
     return torch.empty_like(model, dtype=dtype).copy_(values)
+
+
+def outputs(
+    mu: Tensor,
+    logvar: Tensor,
+    noise: Tensor | None,
+    dtype: torch.dtype,
+    options: Options,
+    phi: Callable[[Tensor], Tensor],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(z, kl, kl_of_mean, means) in `dtype`, of noise in any; None for what is not wanted.
+
+    Differentiable if `phi` is, and fit for vmap: a batched tensor is never written into one that
+    is not.
+    """
+    reduction, mean_over, sample, batch_dims, clamp = options
+    batch, event = sizes(mu.shape, batch_dims)
+    m, v = mu.to(dtype), logvar.to(dtype)
+    if clamp is not None:
+        v = v.clamp(*clamp)
+    z = kl = kl_of_mean = means = None
+    if sample and noise is not None:
+        z = torch.addcmul(m, (0.5 * v).exp_(), noise.to(dtype))
+    if reduction is not None:
+        rows = torch.addcmul(phi(v), m, m).reshape(batch, event).sum(1).mul_(0.5)
+        if reduction == "none":
+            kl = rows.view(mu.shape[:batch_dims])
+        else:
+            kl = rows.sum() / kl_denominator(reduction, batch, event)
+    if mean_over is not None:
+        means = _means(m.reshape(batch, event), v.reshape(batch, event), mean_over)
+        kl_of_mean = 0.5 * (means[0] * means[0] + phi(means[1])).sum()
+    return z, kl, kl_of_mean, means
 
 
 def forward(
@@ -116,30 +168,14 @@ def forward(
     options: Options,
 ) -> Forward:
     """(z, kl, kl_of_mean, state, means); state is the noise drawn, [B, D]."""
-    reduction, mean_over, sample, batch_dims, clamp = options
-    batch, event = sizes(mu.shape, batch_dims)
     dtype = compute_dtype(mu, logvar, eps)
-    m, v = mu.to(dtype), logvar.to(dtype)
-    if clamp is not None:
-        v = v.clamp(*clamp)
-    z = kl = kl_of_mean = state = means = None
-    if sample:
-        if eps is None:
-            state = _noise(mu, batch, event, dtype, generator, seed)
-            noise = state.view(mu.shape)
-        else:
-            noise = eps.to(dtype)
-        z = torch.addcmul(m, (0.5 * v).exp_(), noise)
+    state, noise = None, eps
+    if options.sample and eps is None:
+        state = draw_noise(mu, *sizes(mu.shape, options.batch_dims), dtype, generator, seed)
+        noise = state.view(mu.shape)
+    z, kl, kl_of_mean, means = outputs(mu, logvar, noise, dtype, options, phi)
+    if z is not None:
         z = _like(z, mu, sample_dtype(mu, logvar, eps))
-    if reduction is not None:
-        rows = phi(v).addcmul_(m, m).reshape(batch, event).sum(1).mul_(0.5)
-        if reduction == "none":
-            kl = rows.view(mu.shape[:batch_dims])
-        else:
-            kl = rows.sum() / kl_denominator(reduction, batch, event)
-    if mean_over is not None:
-        means = _means(m.reshape(batch, event), v.reshape(batch, event), mean_over)
-        kl_of_mean = 0.5 * (means[0] * means[0] + phi(means[1])).sum()
     return z, kl, kl_of_mean, state, means
 
 

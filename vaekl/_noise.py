@@ -28,7 +28,13 @@ Key = tuple[int, int, torch.Tensor | None]
 
 def signed64(seed: int) -> int:
     """The int64 with the bits of `seed`, as torch.manual_seed takes seeds in [-2^63, 2^64)."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    # No modulo: torch.compile may trace a seed as a symbol, of 64 bits.
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def device_key(device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
+    """A key (seed, offset) that the host never sees, int64[2], by one of torch's own operators."""
+    return torch.randint(2**63 - 1, (2,), generator=generator, device=device)
 
 
 def draw_key(device: torch.device, generator: torch.Generator | None, seed: int | None) -> Key:
@@ -38,7 +44,7 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             # Generator state may not be read here; each replay must read a key of its own.
-            return 0, 0, torch.randint(2**63 - 1, (2,), generator=generator, device=device)
+            return 0, 0, device_key(device, generator)
         if generator is None:
             generator = torch.cuda.default_generators[device.index]
         with _LOCK:

@@ -6,47 +6,52 @@ An operator returns an empty tensor for what is not wanted: schemas have no opti
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from . import _eager
 from ._eager import Backward, Forward
 from ._options import Options, compute_dtype, sample_dtype, sizes
 
-_LIBRARY = torch.library.Library("vaekl", "DEF")
+LIBRARY = torch.library.Library("vaekl", "DEF")
 _OPTIONS = (
     "str? reduction, str? mean_over, bool sample, int batch_dims, float[]? clamp, str backend"
 )
-_LIBRARY.define(
-    "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? eps, Generator? generator, int? seed, "
+LIBRARY.define(
+    "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? eps, Generator? generator, SymInt? seed, "
     f"{_OPTIONS}) -> (Tensor z, Tensor kl, Tensor kl_of_mean, Tensor state, Tensor means)",
     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
 )
-_LIBRARY.define(
+LIBRARY.define(
     "reparameterize_kl_backward(Tensor mu, Tensor logvar, Tensor? eps, Tensor? dz, Tensor? dkl, "
-    f"Tensor? dkl_of_mean, Tensor state, Tensor means, {_OPTIONS}, bool[3] needs) "
+    f"Tensor? dkl_of_mean, Tensor? state, Tensor? means, {_OPTIONS}, bool[3] needs) "
     "-> (Tensor dmu, Tensor dlogvar, Tensor deps)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
+_loaded: dict[str, ModuleType] = {}
 
 
-@lru_cache
 def _module(backend: str) -> ModuleType:
     """The backend's launcher, imported on first use."""
-    return importlib.import_module(_MODULES[backend])
+    module = _loaded.get(backend)
+    if module is None:
+        module = _loaded[backend] = importlib.import_module(_MODULES[backend])
+    return module
 
 
-def _options(
+def options(
     reduction: str | None,
     mean_over: str | None,
     sample: bool,
     batch_dims: int,
-    clamp: list[float] | None,
+    clamp: Sequence[float] | None,
 ) -> Options:
+    """Options from the arguments of a schema."""
     bounds = None if clamp is None else (clamp[0], clamp[1])
     return Options(reduction, mean_over, sample, batch_dims, bounds)
 
@@ -97,6 +102,54 @@ def run_backward(
     return results
 
 
+def wanted(results: Sequence[Tensor], options: Options, eps: Tensor | None) -> Forward:
+    """What the forward operator gave, None for what was not wanted."""
+    z, kl, kl_of_mean, state, means = results
+    has_kl, has_mean = options.reduction is not None, options.mean_over is not None
+    return (
+        z if options.sample else None,
+        kl if has_kl else None,
+        kl_of_mean if has_mean else None,
+        state if options.sample and eps is None else None,
+        means if has_mean else None,
+    )
+
+
+def call_forward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    seed: int | None,
+    options: Options,
+    backend: str,
+) -> Forward:
+    """As run_forward, through the operator."""
+    results = torch.ops.vaekl.reparameterize_kl(mu, logvar, eps, generator, seed, *options, backend)
+    return wanted(results, options, eps)
+
+
+def call_backward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    dkl_of_mean: Tensor | None,
+    state: Tensor | None,
+    means: Tensor | None,
+    options: Options,
+    backend: str,
+    needs: tuple[bool, bool, bool],
+) -> Backward:
+    """As run_backward, through the operator."""
+    dmu, dlogvar, deps = torch.ops.vaekl.reparameterize_kl_backward(
+        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *options, backend, needs
+    )
+    has_deps = needs[2] and dz is not None
+    return dmu if needs[0] else None, dlogvar if needs[1] else None, deps if has_deps else None
+
+
 def _forward(
     mu: Tensor,
     logvar: Tensor,
@@ -110,8 +163,8 @@ def _forward(
     clamp: list[float] | None,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    options = _options(reduction, mean_over, sample, batch_dims, clamp)
-    results = run_forward(mu, logvar, eps, generator, seed, options, backend)
+    asked = options(reduction, mean_over, sample, batch_dims, clamp)
+    results = run_forward(mu, logvar, eps, generator, seed, asked, backend)
     return tuple(_present(result, mu) for result in results)
 
 
@@ -130,7 +183,7 @@ def _forward_fake(
 ) -> tuple[Tensor, ...]:
     dtype = compute_dtype(mu, logvar, eps)
     batch, event = sizes(mu.shape, batch_dims)
-    z = kl = kl_of_mean = state = means = mu.new_empty(0)
+    z, kl, kl_of_mean, state, means = (mu.new_empty(0) for _ in range(5))
     if sample:
         z = torch.empty_like(mu, dtype=sample_dtype(mu, logvar, eps))
         if eps is None and backend == "eager":
@@ -142,7 +195,7 @@ def _forward_fake(
     if mean_over is not None:
         kl_of_mean = mu.new_empty((), dtype=dtype)
         means = mu.new_empty((2, event) if mean_over == "batch" else (2,), dtype=dtype)
-    return tuple(t.clone() if t.numel() == 0 else t for t in (z, kl, kl_of_mean, state, means))
+    return z, kl, kl_of_mean, state, means
 
 
 def _backward(
@@ -152,8 +205,8 @@ def _backward(
     dz: Tensor | None,
     dkl: Tensor | None,
     dkl_of_mean: Tensor | None,
-    state: Tensor,
-    means: Tensor,
+    state: Tensor | None,
+    means: Tensor | None,
     reduction: str | None,
     mean_over: str | None,
     sample: bool,
@@ -162,13 +215,15 @@ def _backward(
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    options = _options(reduction, mean_over, sample, batch_dims, clamp)
-    drawn = sample and eps is None
+    asked = options(reduction, mean_over, sample, batch_dims, clamp)
+    if not sample or eps is not None:
+        state = None  # forward's empty tensor
+    if mean_over is None:
+        means = None
+    needed = (needs[0], needs[1], needs[2])
     results = run_backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean,
-        state if drawn else None, means if mean_over is not None else None,
-        options, backend, (needs[0], needs[1], needs[2]),
-    )  # fmt: skip
+        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, asked, backend, needed
+    )
     return tuple(_present(result, mu) for result in results)
 
 
@@ -179,8 +234,8 @@ def _backward_fake(
     dz: Tensor | None,
     dkl: Tensor | None,
     dkl_of_mean: Tensor | None,
-    state: Tensor,
-    means: Tensor,
+    state: Tensor | None,
+    means: Tensor | None,
     reduction: str | None,
     mean_over: str | None,
     sample: bool,
@@ -200,5 +255,6 @@ for _name, _implementation, _fake in (
     ("reparameterize_kl", _forward, _forward_fake),
     ("reparameterize_kl_backward", _backward, _backward_fake),
 ):
-    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vaekl::{_name}", _fake, lib=_LIBRARY)
+    # Python too, but not for torch.compile to look into when it has let go of the caller.
+    LIBRARY.impl(_name, _disable_dynamo(_implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vaekl::{_name}", _fake, lib=LIBRARY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -110,16 +109,18 @@ def clamp_bounds(clamp: Any) -> tuple[float, float] | None:
     return lo, hi
 
 
-@lru_cache
+# Found out once and for all; torch.compile, which traces what reads it, warns of a cached function.
+_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
+
+
 def has_triton() -> bool:
     """Is triton installed (not imported here)?"""
-    return importlib.util.find_spec("triton") is not None
+    return _INSTALLED["triton"]
 
 
-@lru_cache
 def has_numba() -> bool:
     """Is numba installed (not imported here)?"""
-    return importlib.util.find_spec("numba") is not None
+    return _INSTALLED["numba"]
 
 
 def resolve_backend(backend: Any, device: torch.device) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -10,18 +10,78 @@ from torch import Tensor
 from . import _autograd, _validate
 from ._options import Options
 
+Clamp = tuple[float | None, float | None] | None
 
-class ReparamKL(NamedTuple):
-    """What :func:`reparameterize_kl` returns."""
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-    z: Tensor
-    """The sample, of mu's shape."""
-    kl: Tensor
-    """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
-    kl_of_mean: Tensor | None
-    """KL of the mean parameters in nats; None if not asked for."""
+    OfMean = TypeVar("OfMean", bound=Tensor | None, default=Tensor | None, covariant=True)
+
+    # Generic for type checkers alone: torch takes only a plain named tuple apart.
+    class ReparamKL(NamedTuple, Generic[OfMean]):
+        """``ReparamKL[Tensor]``, or ``ReparamKL[None]`` of ``kl_of_mean=False``."""
+
+        z: Tensor
+        kl: Tensor
+        kl_of_mean: OfMean
+else:
+
+    class ReparamKL(NamedTuple):
+        """What :func:`reparameterize_kl` returns."""
+
+        z: Tensor
+        """The sample, of mu's shape."""
+        kl: Tensor
+        """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
+        kl_of_mean: Tensor | None
+        """KL of the mean parameters in nats; None if not asked for."""
 
 
+@overload
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str = ...,
+    kl_of_mean: Literal[True] = ...,
+    mean_over: str = ...,
+    batch_dims: int = ...,
+    eps: Tensor | None = ...,
+    generator: torch.Generator | None = ...,
+    seed: int | None = ...,
+    clamp: Clamp = ...,
+    backend: str = ...,
+) -> ReparamKL[Tensor]: ...
+@overload
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str = ...,
+    kl_of_mean: Literal[False],
+    mean_over: str = ...,
+    batch_dims: int = ...,
+    eps: Tensor | None = ...,
+    generator: torch.Generator | None = ...,
+    seed: int | None = ...,
+    clamp: Clamp = ...,
+    backend: str = ...,
+) -> ReparamKL[None]: ...
+@overload
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str = ...,
+    kl_of_mean: bool,
+    mean_over: str = ...,
+    batch_dims: int = ...,
+    eps: Tensor | None = ...,
+    generator: torch.Generator | None = ...,
+    seed: int | None = ...,
+    clamp: Clamp = ...,
+    backend: str = ...,
+) -> ReparamKL: ...
 def reparameterize_kl(
     mu: Tensor,
     logvar: Tensor,
@@ -33,7 +93,7 @@ def reparameterize_kl(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp = None,
     backend: str = "auto",
 ) -> ReparamKL:
     r"""Sample a diagonal Gaussian posterior and take both KL terms, in one pass.
@@ -96,7 +156,7 @@ def reparameterize(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
     """``z = mu + exp(logvar / 2) * eps`` (Kingma & Welling 2013), of mu's shape.
@@ -122,7 +182,7 @@ def kl_loss(
     *,
     reduction: str = "batchmean",
     batch_dims: int = 1,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
     """KL from N(mu, exp(logvar)) to N(0, I) in nats: float32, or float64 for float64 inputs.
@@ -143,7 +203,7 @@ def kl_of_mean(
     *,
     mean_over: str = "batch",
     batch_dims: int = 1,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
     """KL of the mean parameters to N(0, I) in nats, a scalar; never above the mean of the KLs.
@@ -167,7 +227,7 @@ def compute(
     batch_dims: int,
     sample: bool = False,
     noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
-    clamp: tuple[float | None, float | None] | None,
+    clamp: Clamp,
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Validate tensors, noise and clamp, then (z, kl, kl_of_mean).

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
 from . import _validate, functional
 from ._options import sample_dtype
-from .functional import ReparamKL
+from .functional import Clamp, ReparamKL
+
+if TYPE_CHECKING:
+    from .functional import OfMean
+else:
+    OfMean = TypeVar("OfMean")
 
 
-class ReparameterizeKL(torch.nn.Module):
+class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
     """:func:`vaekl.reparameterize_kl` as a module; options as there.
 
     In ``eval()`` z is the mode, mu itself, and no noise is drawn, unless ``sample_in_eval=True``.
@@ -21,6 +26,42 @@ class ReparameterizeKL(torch.nn.Module):
         TypeError, ValueError: An option of the wrong type or value.
     """
 
+    @overload
+    def __init__(
+        self: ReparameterizeKL[Tensor],
+        *,
+        reduction: str = ...,
+        kl_of_mean: Literal[True] = ...,
+        mean_over: str = ...,
+        batch_dims: int = ...,
+        clamp: Clamp = ...,
+        backend: str = ...,
+        sample_in_eval: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ReparameterizeKL[None],
+        *,
+        reduction: str = ...,
+        kl_of_mean: Literal[False],
+        mean_over: str = ...,
+        batch_dims: int = ...,
+        clamp: Clamp = ...,
+        backend: str = ...,
+        sample_in_eval: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ReparameterizeKL[Tensor | None],
+        *,
+        reduction: str = ...,
+        kl_of_mean: bool,
+        mean_over: str = ...,
+        batch_dims: int = ...,
+        clamp: Clamp = ...,
+        backend: str = ...,
+        sample_in_eval: bool = ...,
+    ) -> None: ...
     def __init__(
         self,
         *,
@@ -28,7 +69,7 @@ class ReparameterizeKL(torch.nn.Module):
         kl_of_mean: bool = True,
         mean_over: str = "batch",
         batch_dims: int = 1,
-        clamp: tuple[float | None, float | None] | None = None,
+        clamp: Clamp = None,
         backend: str = "auto",
         sample_in_eval: bool = False,
     ) -> None:
@@ -56,7 +97,7 @@ class ReparameterizeKL(torch.nn.Module):
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
-    ) -> ReparamKL:
+    ) -> ReparamKL[OfMean]:
         """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; errors as there."""
         sample = self.training or self.sample_in_eval
         z, kl, of_mean = functional.compute(
@@ -72,7 +113,19 @@ class ReparameterizeKL(torch.nn.Module):
         )
         if z is None:
             z = mu.to(sample_dtype(mu, logvar, None))
-        return ReparamKL(z, cast(Tensor, kl), of_mean)
+        return ReparamKL(z, cast(Tensor, kl), cast("OfMean", of_mean))
+
+    if TYPE_CHECKING:  # torch.nn.Module's gives Any
+
+        def __call__(
+            self,
+            mu: Tensor,
+            logvar: Tensor,
+            *,
+            eps: Tensor | None = ...,
+            generator: torch.Generator | None = ...,
+            seed: int | None = ...,
+        ) -> ReparamKL[OfMean]: ...
 
     def extra_repr(self) -> str:
         """The options, for print(module)."""
