@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 import torch
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 
 # Between reading an offset and moving on, no other thread may read it.
 _LOCK = threading.Lock()
@@ -51,4 +52,8 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
             offset = generator.get_offset()
             generator.set_offset(offset + 4)
         return signed64(generator.initial_seed()), offset, None
-    return int(_word.tensor.random_(-(2**63), None, generator=generator).item()), 0, None
+    if _are_functorch_transforms_active() or _len_torch_dispatch_stack():
+        word = torch.empty((), dtype=torch.int64, device="cpu")  # theirs to see, and to write into
+    else:
+        word = _word.tensor
+    return int(word.random_(-(2**63), None, generator=generator).item()), 0, None
