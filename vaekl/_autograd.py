@@ -17,6 +17,7 @@ from torch._C import (
     _get_tracing_state,
     _len_torch_dispatch_stack,
 )
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -86,7 +87,13 @@ def _gradients(
     options, backend = ctx.call
     inputs = (mu, logvar, eps, dz, dkl, dkl_of_mean)
     if not torch.is_grad_enabled():
-        if _is_plain(*inputs) and not _eager.is_batched(dz, dkl, dkl_of_mean):
+        # The last three: of is_grads_batched, which does not show in anything that is plain.
+        if (
+            _is_plain(*inputs)
+            and (dz is None or not is_legacy_batchedtensor(dz))
+            and (dkl is None or not is_legacy_batchedtensor(dkl))
+            and (dkl_of_mean is None or not is_legacy_batchedtensor(dkl_of_mean))
+        ):
             return _ops.run_backward(*inputs, state, means, options, backend, needs)
         if not _composed.is_needed(*inputs):
             return _ops.call_backward(*inputs, state, means, options, backend, needs)
