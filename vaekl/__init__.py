@@ -3,7 +3,14 @@
 from importlib.metadata import version as _version
 
 from . import nn, reference
-from .functional import ReparamKL, kl_loss, kl_of_mean, reparameterize, reparameterize_kl
+from .functional import (
+    ReparamKL,
+    kl_loss,
+    kl_of_mean,
+    reparameterize,
+    reparameterize_kl,
+    reparameterize_kl_moments,
+)
 
 __version__ = _version("vaekl")
 
@@ -15,4 +22,5 @@ __all__ = [
     "reference",
     "reparameterize",
     "reparameterize_kl",
+    "reparameterize_kl_moments",
 ]
