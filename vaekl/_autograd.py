@@ -22,6 +22,8 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     Then calling that directly saves most of the host time of a small batch. Not so under
     torch.compile, dispatch modes, torch.func transforms, for subclasses and meta tensors.
     """
+    if torch.compiler.is_compiling():  # first: what follows cannot be traced
+        return False
     for tensor in tensors:
         if tensor is not None and (
             type(tensor) not in _PLAIN
@@ -30,11 +32,7 @@ def _is_plain(*tensors: Tensor | None) -> bool:
             or tensor._is_zerotensor()
         ):
             return False
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    )
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
 
 def _forward(

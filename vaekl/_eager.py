@@ -132,9 +132,12 @@ def forward(
         z = torch.addcmul(m, (0.5 * v).exp_(), noise)
         z = _like(z, mu, sample_dtype(mu, logvar, eps))
     if reduction is not None:
-        rows = phi(v).addcmul_(m, m).reshape(batch, event).sum(1).mul_(0.5)
+        rows = phi(v).addcmul_(m, m)
+        if batch_dims < mu.dim():
+            rows = rows.sum(tuple(range(batch_dims, mu.dim())))
+        rows.mul_(0.5)
         if reduction == "none":
-            kl = rows.view(mu.shape[:batch_dims])
+            kl = rows.contiguous()
         else:
             kl = rows.sum() / kl_denominator(reduction, batch, event)
     if mean_over is not None:
