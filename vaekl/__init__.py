@@ -2,7 +2,8 @@
 
 from importlib.metadata import version as _version
 
-from . import nn, reference
+from . import distributions, nn, reference
+from .distributions import patch_diffusers
 from .functional import (
     ReparamKL,
     kl_loss,
@@ -16,9 +17,11 @@ __version__ = _version("vaekl")
 
 __all__ = [
     "ReparamKL",
+    "distributions",
     "kl_loss",
     "kl_of_mean",
     "nn",
+    "patch_diffusers",
     "reference",
     "reparameterize",
     "reparameterize_kl",

@@ -246,11 +246,12 @@ def compute_moments(
     noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
     clamp: tuple[float | None, float | None] | None,
     backend: str,
+    sample: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """:func:`compute` of the halves of moments along dim, z included."""
+    """:func:`compute` of the halves of moments along dim."""
     dim = _validate.moments(moments, dim, batch_dims)
     _validate.noise(moments if noise[0] is None else _packed.halves(moments, dim)[0], *noise)
     bounds = _validate.clamp_bounds(clamp)
-    options = Options(reduction, mean_over, True, batch_dims, bounds)
+    options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, moments.device)
     return _packed.reparameterize_kl_moments(moments, *noise, dim, options, backend)
