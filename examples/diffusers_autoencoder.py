@@ -68,7 +68,7 @@ def draw(path: Path, originals: Tensor, decoded: Tensor) -> None:
     for axes, image in zip(grid.flat, torch.cat([originals, decoded.clamp(-1, 1)])):
         axes.imshow((image.permute(1, 2, 0) + 1) / 2)
         axes.set(xticks=[], yticks=[])
-    figure.suptitle("unseen crops (above) and their reconstructions")
+    figure.suptitle("unseen crops and their reconstructions")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -87,15 +87,12 @@ def main() -> None:
         images = crops(train, 8, generator)
         z, kl = autoencoder.encode(images).latent_dist.sample_and_kl()
         mse = (autoencoder.decode(z).sample - images).square().mean()
-        loss = mse + 1e-6 * kl.mean()
         optimizer.zero_grad()
-        loss.backward()
+        (mse + 1e-6 * kl.mean()).backward()
         optimizer.step()
     print(f"MSE {mse:.4f}  KL {kl.mean():.0f} nats a crop")
     images = crops(unseen, 10, generator)
-    with torch.no_grad():
-        decoded = autoencoder(images).sample
-    draw(args.out / "autoencoder.png", images, decoded)
+    draw(args.out / "autoencoder.png", images, autoencoder(images).sample.detach())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The examples that need nothing but the demo's packages, in a short setting, warnings as errors."""
+"""The examples that need only the demo's packages, in a short setting; warnings are errors."""
 
 import os
 import re

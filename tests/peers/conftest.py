@@ -29,6 +29,8 @@ def _compared(request):
 
 def pytest_terminal_summary(terminalreporter):
     """What was compared and what was not, whatever else is shown."""
+    if terminalreporter.config.option.markexpr != "peers":
+        return
     terminalreporter.section("peers")
     for package, name in peer_cases.PACKAGES.items():
         reason = peer_cases.missing(package)
