@@ -1,14 +1,16 @@
 # Each command makes its own environment (Python 3.11+, pip and a package index are enough).
 PYTHON ?= python3
 VENV ?= .venv
+PEERS_VENV ?= .venv-peers
 BIN = $(VENV)/bin
 
-.PHONY: help demo test test-slow bench codegen clean
+.PHONY: help demo test test-slow test-peers bench codegen clean
 
 help:
 	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
 	@echo "make test   lint, types and the whole suite"
 	@echo "make test-slow  the machine code of every kernel variant (minutes)"
+	@echo "make test-peers  values and gradients beside the code of diffusers, pythae, keras, ..."
 	@echo "make bench  benchmarks of every backend this machine has; results in bench/out/"
 	@echo "make codegen  a table of the kernels' machine code for four GPUs"
 	@echo "make clean  remove the environment and what was built"
@@ -35,6 +37,23 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
+# What other projects ship, beside this one; the last two where they install. Torch stays as pinned.
+PEERS_PIP = $(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	--progress-bar off -c constraints.txt -c constraints-peers.txt
+
+$(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_PIP) setuptools wheel torch triton
+	$(PEERS_PIP) --no-build-isolation -e '.[cpu,demo,test]'
+	$(PEERS_PIP) diffusers pythae keras
+	for peer in scvi-tools lerobot; do \
+		$(PEERS_PIP) $$peer || echo "not compared: $$peer does not install here (reason above)"; \
+	done
+	touch $@
+
+test-peers: $(PEERS_VENV)/.installed
+	$(PEERS_VENV)/bin/python -m pytest tests/peers -m peers
+
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --out bench/out
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,iqr,rounds
@@ -43,4 +62,4 @@ codegen: $(VENV)/.installed
 	$(BIN)/python bench/codegen.py --targets sm_80 sm_90 sm_100 gfx942
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

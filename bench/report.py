@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 #: Files in the results folder that are not of bench/run.py.
-OTHERS = ("host", "codegen", "cpu-detail")
+OTHERS = ("host", "codegen", "cpu-detail", "peers", "peers-gpu")
 MODE = "forward+backward"
 
 
@@ -62,6 +62,7 @@ def benchmarks(results: dict[str, Any]) -> str:
         parts.append(measured_on(data, name))
     if "cpu-detail" in results:
         parts.append(cpu_detail(results["cpu-detail"]))
+    parts += [peers(results[name]) for name in ("peers-gpu", "peers") if name in results]
     if "host" in results:
         parts.append(host(results["host"]))
     if "codegen" in results:
@@ -173,6 +174,31 @@ def cpu_detail(data: dict[str, Any]) -> str:
     text = f"""The first calls of a process took {"; ".join(calls)}. Forward + backward on all
         threads against one, by number of elements: {gain}."""
     return "\n\n".join([*parts, prose(text)])
+
+
+def peers(data: dict[str, Any]) -> str:
+    """Other projects' own code beside vaekl's: a line for each of their functions."""
+    device = data["device"]
+    versions = {row["package"]: row["version"] for row in data["rows"]}
+    told = ", ".join(f"{package} {version}" for package, version in versions.items())
+    text = f"""**Beside the code of others** ({device["name"]}, {device["threads"]} threads, torch
+        {device["versions"]["torch"]}, commit {device["commit"] or "unknown"}, {device["date"]};
+        {told}). Forward + backward of the sample and the KL as each of them trains with it,
+        float32: median ms, theirs and vaekl's, on the same inputs."""
+    if device.get("load", 0) > 0.5 * device.get("cpus", 1):
+        text += f" The machine was busy with other work (load {device['load']}): noisy."
+    for entry in data["not_compared"]:
+        text += f" Not compared: {entry['package']} ({entry['reason']})."
+    lines = [
+        [
+            row["name"], "x".join(map(str, row["shape"])), figure(row["theirs_seconds"] * 1e3),
+            f"{figure(row['ours_seconds'] * 1e3)} "
+            f"({row['theirs_seconds'] / row['ours_seconds']:.2f}x)",
+        ]
+        for row in data["rows"]
+    ]  # fmt: skip
+    headings = ["function", "shape handed in", "theirs", "vaekl"]
+    return prose(text) + "\n\n" + markdown(headings, lines)
 
 
 def host(data: dict[str, Any]) -> str:

@@ -58,3 +58,12 @@ def forward_mode():
         warnings.simplefilter("ignore", DeprecationWarning)
         with torch.autograd.forward_ad.dual_level():
             torch.autograd.forward_ad.make_dual(torch.ones(()), torch.ones(()))
+
+
+@pytest.fixture
+def launches_thrown_away(request, monkeypatch):
+    """Nothing is launched by the Triton path: its interpreter copies tensors to and fro itself."""
+    if "triton" in request.node.name and DEVICE == "cpu":
+        from vaekl import _launch
+
+        monkeypatch.setattr(_launch.Launch, "__call__", lambda *_: None)

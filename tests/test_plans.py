@@ -65,21 +65,28 @@ def fuzz(target):
     for _ in range(CALLS):
         dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16])
         mu, logvar = (torch.zeros(64, 20, dtype=dtype, requires_grad=True) for _ in range(2))
-        noise = {"eps": tensor((64, 20), dtype)} if rng.random() < 0.3 else {}
+        inputs, function, options = (mu, logvar), vaekl.reparameterize_kl, {}
+        if rng.random() < 0.3:
+            # Halves: in the gradient, which is dense, the second may lie at any address.
+            rows, width = rng.choice([(64, 20), (63, 21)])
+            wide = torch.zeros(2 * rows, 24, dtype=dtype)[:, :width]
+            inputs, function = (wide.requires_grad_(),), vaekl.reparameterize_kl_moments
+            options, mu = {"dim": 0}, wide[:rows]
+        noise = {"eps": tensor(mu.shape, dtype)} if rng.random() < 0.3 else {}
         if not noise:
             noise = {"seed": rng.choice([0, 1, 16, 2**40, -5])}
-        out = vaekl.reparameterize_kl(
-            mu,
-            logvar,
+        out = function(
+            *inputs,
             reduction=rng.choice(["none", "batchmean"]),
             kl_of_mean=rng.random() < 0.7,
             backend="triton",
             **noise,
+            **options,
         )
         outputs = [o for o in out if o is not None]
         used = rng.sample(outputs, rng.randrange(1, len(outputs) + 1))
         upstream = [tensor(o.shape, o.dtype) for o in used]
-        torch.autograd.grad(used, (mu, logvar), upstream, allow_unused=True)
+        torch.autograd.grad(used, inputs, upstream, allow_unused=True)
     return counts
 
 

@@ -2,17 +2,28 @@
 
 from importlib.metadata import version as _version
 
-from . import nn, reference
-from .functional import ReparamKL, kl_loss, kl_of_mean, reparameterize, reparameterize_kl
+from . import distributions, nn, reference
+from .distributions import patch_diffusers
+from .functional import (
+    ReparamKL,
+    kl_loss,
+    kl_of_mean,
+    reparameterize,
+    reparameterize_kl,
+    reparameterize_kl_moments,
+)
 
 __version__ = _version("vaekl")
 
 __all__ = [
     "ReparamKL",
+    "distributions",
     "kl_loss",
     "kl_of_mean",
     "nn",
+    "patch_diffusers",
     "reference",
     "reparameterize",
     "reparameterize_kl",
+    "reparameterize_kl_moments",
 ]

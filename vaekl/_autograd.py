@@ -30,7 +30,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
+def is_plain(*tensors: Tensor | None) -> bool:
     """Would the operator do nothing but call its implementation?
 
     Then calling that directly saves most of the host time of a small batch.
@@ -54,54 +54,65 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _save(
+def save(
     ctx: Any,
-    tensors: tuple[Tensor, Tensor, Tensor | None],
+    inputs: Sequence[Tensor | None],
     results: tuple[Tensor | None, ...],
-    options: Options,
-    backend: str,
+    call: tuple[Any, ...],
+    has_gradient: bool,
     constants: Sequence[Tensor] = (),
 ) -> None:
-    """For backward: mu, logvar and eps by reference, the noise state and the mean vectors.
+    """For backward: inputs by reference, the noise state, the mean vectors, and `call`.
 
-    `constants`: outputs that have no gradient, whatever the inputs.
+    `has_gradient`: whether the KLs do. `constants`: outputs that have none, whatever the inputs.
     """
     _, kl, kl_of_mean, state, means = results
-    ctx.save_for_backward(*tensors, state, means)
-    ctx.call = (options, backend)
+    ctx.save_for_backward(*inputs, state, means)
+    ctx.call = call
     ctx.set_materialize_grads(False)
-    if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+    if not has_gradient:
         constants = [*constants, *(t for t in (kl, kl_of_mean) if t is not None)]
     if constants:
         ctx.mark_non_differentiable(*constants)
 
 
+def way_back(
+    dz: Tensor | None, dkl: Tensor | None, dkl_of_mean: Tensor | None, *inputs: Tensor | None
+) -> str:
+    """The road that gradients take: "direct", "operator" or "composed"."""
+    if torch.is_grad_enabled():  # create_graph: formulas that torch can see into
+        return "composed"
+    # The last three: of is_grads_batched, which does not show in anything that is plain.
+    if (
+        is_plain(dz, dkl, dkl_of_mean, *inputs)
+        and (dz is None or not is_legacy_batchedtensor(dz))
+        and (dkl is None or not is_legacy_batchedtensor(dkl))
+        and (dkl_of_mean is None or not is_legacy_batchedtensor(dkl_of_mean))
+    ):
+        return "direct"
+    return "composed" if _composed.is_needed(dz, dkl, dkl_of_mean, *inputs) else "operator"
+
+
 def _gradients(
     ctx: Any, dz: Tensor | None, dkl: Tensor | None, dkl_of_mean: Tensor | None
 ) -> Backward:
-    """(dmu, dlogvar, deps): one launch; where more is asked, formulas that torch can see into."""
+    """(dmu, dlogvar, deps)."""
     if dz is None and dkl is None and dkl_of_mean is None:
         return None, None, None
     mu, logvar, eps, state, means = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     options, backend = ctx.call
-    inputs = (mu, logvar, eps, dz, dkl, dkl_of_mean)
-    if not torch.is_grad_enabled():
-        # The last three: of is_grads_batched, which does not show in anything that is plain.
-        if (
-            _is_plain(*inputs)
-            and (dz is None or not is_legacy_batchedtensor(dz))
-            and (dkl is None or not is_legacy_batchedtensor(dkl))
-            and (dkl_of_mean is None or not is_legacy_batchedtensor(dkl_of_mean))
-        ):
-            return _ops.run_backward(*inputs, state, means, options, backend, needs)
-        if not _composed.is_needed(*inputs):
-            return _ops.call_backward(*inputs, state, means, options, backend, needs)
-    noise = _drawn_noise(mu, logvar, eps, state, options, backend)
-    return _eager.backward(*inputs, noise, None, options, needs)
+    tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean)
+    road = way_back(dz, dkl, dkl_of_mean, mu, logvar, eps)
+    if road == "direct":
+        return _ops.run_backward(*tensors, state, means, options, backend, needs)
+    if road == "operator":
+        return _ops.call_backward(*tensors, state, means, options, backend, needs)
+    noise = drawn_noise(mu, logvar, eps, state, options, backend)
+    return _eager.backward(*tensors, noise, None, options, needs)
 
 
-def _drawn_noise(
+def drawn_noise(
     mu: Tensor,
     logvar: Tensor,
     eps: Tensor | None,
@@ -133,7 +144,8 @@ class ReparameterizeKLFunction(torch.autograd.Function):
     ) -> Results:
         """One forward launch."""
         results = _ops.run_forward(mu, logvar, eps, generator, seed, options, backend)
-        _save(ctx, (mu, logvar, eps), results, options, backend)
+        has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        save(ctx, (mu, logvar, eps), results, (options, backend), has_gradient)
         return results[:3]
 
     @staticmethod
@@ -146,9 +158,14 @@ def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     mu, logvar, eps, _, _, *options, backend = inputs
     asked = _ops.options(*options)
     results = _ops.wanted(output, asked, eps)
-    # The empty tensors, the noise state and the means are for nobody else.
-    constants = [t for t, result in zip(output, (*results[:3], None, None)) if result is None]
-    _save(ctx, (mu, logvar, eps), results, asked, backend, constants)
+    has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    unused = internal(output, results)
+    save(ctx, (mu, logvar, eps), results, (asked, backend), has_gradient, unused)
+
+
+def internal(output: Sequence[Tensor], results: Sequence[Tensor | None]) -> list[Tensor]:
+    """An operator's outputs that are for nobody: empty tensors, the noise state and the means."""
+    return [t for t, result in zip(output, (*results[:3], None, None)) if result is None]
 
 
 def _operator_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -163,6 +180,12 @@ torch.library.register_autograd(
 )
 
 
+def refuse_to_compile(generator: torch.Generator | None) -> None:
+    """No program can hold a generator."""
+    if generator is not None and torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg="generator= cannot be compiled: leave it out, or use seed=")
+
+
 def reparameterize_kl(
     mu: Tensor,
     logvar: Tensor,
@@ -175,13 +198,10 @@ def reparameterize_kl(
     """(z, kl, kl_of_mean) with gradients if any is needed; else nothing is saved."""
     if seed is not None:
         seed = signed64(seed)
-    if not _is_plain(mu, logvar, eps):
+    if not is_plain(mu, logvar, eps):
         if _composed.is_needed(mu, logvar, eps):
             return _composed.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
-        if generator is not None and torch.compiler.is_compiling():
-            torch._dynamo.graph_break(
-                msg="generator= cannot be compiled: leave it out, or use seed="
-            )
+        refuse_to_compile(generator)
         return _ops.call_forward(mu, logvar, eps, generator, seed, options, backend)[:3]
     if torch.is_grad_enabled() and (
         mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)

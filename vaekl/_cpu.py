@@ -25,6 +25,7 @@ from ._plans import (
     arrange_forward,
     arranged,
     empty,
+    layout,
     remember,
     restored,
     signature,
@@ -203,9 +204,10 @@ def _plan_backward(
     dkl: Tensor | None,
     options: Options,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None,
 ) -> _BackwardPlan | None:
     """None where a tensor has to be copied first."""
-    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs)
+    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
     if arrangement is None:
         return None
     inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
@@ -227,29 +229,33 @@ def backward(
     means: Tensor | None,
     options: Options,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Backward:
-    """(dmu, dlogvar, deps), None where not needed."""
+    """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
     needs = (needs[0], needs[1], needs[2] and dz is not None)
     inputs = (mu.shape, mu.stride(), mu.dtype, signature(logvar), signature(eps))
-    key = (inputs, signature(dz), signature(dkl), options, needs)
+    key = (inputs, signature(dz), signature(dkl), options, needs, layout(into))
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
-        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs)
+        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into)
         remember(_backward_plans, key, plan)
     if plan is None:
         model, (logvar_, eps_, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
         dkl = None if dkl is None else dkl.contiguous()
         results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
         return (
-            restored(results[0], mu),
-            restored(results[1], logvar),
+            restored(results[0], mu, None if into is None else into[0]),
+            restored(results[1], logvar, None if into is None else into[1]),
             restored(results[2], eps),
         )
 
+    own = needs if into is None else (False, False, needs[2])
     dmu, dlogvar, deps = (
         use_huge_pages(empty(like, stride, like.dtype)) if need and like is not None else None
-        for like, need, stride in zip((mu, logvar, eps), needs, plan.strides)
+        for like, need, stride in zip((mu, logvar, eps), own, plan.strides)
     )
+    if into is not None:
+        dmu, dlogvar = into
     plan.launch(
         (mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean, means, state),
         mu.data_ptr(),

@@ -145,9 +145,12 @@ def outputs(
     if sample and noise is not None:
         z = torch.addcmul(m, (0.5 * v).exp_(), noise.to(dtype))
     if reduction is not None:
-        rows = torch.addcmul(phi(v), m, m).reshape(batch, event).sum(1).mul_(0.5)
+        rows = torch.addcmul(phi(v), m, m)
+        if batch_dims < mu.dim():
+            rows = rows.sum(tuple(range(batch_dims, mu.dim())))
+        rows = rows.mul_(0.5)
         if reduction == "none":
-            kl = rows.view(mu.shape[:batch_dims])
+            kl = rows.contiguous()
         else:
             kl = rows.sum() / kl_denominator(reduction, batch, event)
     if mean_over is not None:
@@ -187,47 +190,75 @@ def backward(
     means: Tensor | None,
     options: Options,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Backward:
     """(dmu, dlogvar, deps), None where not needed; the formulas of ``kernels/backward.py``.
 
-    Made of differentiable operations. `means` None: taken here, so that they are differentiated.
+    Made of differentiable operations, unless `into` is given: the first two are written there.
+    `means` None: taken here, so that they are differentiated.
     """
     reduction, mean_over, _, batch_dims, clamp = options
     batch, event = sizes(mu.shape, batch_dims)
     dtype = compute_dtype(mu, logvar, eps)
     m, v = mu.to(dtype), logvar.to(dtype)
     clamped = v if clamp is None else v.clamp(*clamp)
-    d_mu: Tensor | float = 0.0
-    d_logvar: Tensor | float = 0.0
+    of_mu: list[Tensor] = []  # terms to add up
+    of_logvar: list[Tensor] = []
     d_eps = None
     noise = eps if state is None else state.view(mu.shape)
     if dz is not None and noise is not None:
         dz = dz.to(dtype)
         d_eps = dz * torch.exp(0.5 * clamped)
-        d_mu, d_logvar = dz, d_eps * noise
+        of_mu.append(dz)
+        of_logvar.append(d_eps * noise)
     if dkl is not None:
         g = dkl.to(dtype) / kl_denominator(reduction, batch, event)
         if reduction == "none":
             g = g.reshape(g.shape + (1,) * (mu.dim() - batch_dims))
-        d_mu = d_mu + g * m
-        d_logvar = d_logvar + g * torch.expm1(clamped)
+        of_mu.append(g * m)
+        of_logvar.append(g * torch.expm1(clamped))
     if dkl_of_mean is not None:
         if means is None:
             means = _means(m.reshape(batch, event), clamped.reshape(batch, event), mean_over)
         over_batch = mean_over == "batch"
         h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
         mean_m, mean_v = means.reshape(2, *mu.shape[batch_dims:]) if over_batch else means
-        d_mu = d_mu + h * mean_m
-        d_logvar = d_logvar + h * torch.expm1(mean_v)
-    d_logvar = 0.5 * d_logvar
-    if clamp is not None:
-        d_logvar = torch.where((v >= clamp[0]) & (v <= clamp[1]), d_logvar, 0.0)
-    results: list[Tensor | None] = []
-    for gradient, like, needed in zip((d_mu, d_logvar, d_eps), (mu, logvar, eps), needs):
-        if not needed or not isinstance(gradient, Tensor) or like is None:
-            results.append(None)
-        else:
-            # No gradient may be the tensor that came in.
-            gradient = gradient.clone() if gradient is d_mu is dz else gradient.expand(like.shape)
-            results.append(_like(gradient, like, like.dtype))
-    return results[0], results[1], results[2]
+        of_mu.append(h * mean_m)
+        of_logvar.append(h * torch.expm1(mean_v))
+    if not of_mu:
+        return None, None, None
+    inside = None if clamp is None else (v >= clamp[0]) & (v <= clamp[1])
+    d_mu: Tensor | None = None
+    d_logvar: Tensor | None = None
+    if into is not None:
+        d_mu, d_logvar = into
+        _add_into(d_mu, of_mu)
+        torch.mul(_total(of_logvar).expand(mu.shape), 0.5, out=d_logvar)
+        if inside is not None:
+            d_logvar.masked_fill_(~inside, 0.0)
+    if needs[0] and d_mu is None:
+        d_mu = _total(of_mu)
+        # No gradient may be the tensor that came in.
+        d_mu = d_mu.clone() if d_mu is dz else d_mu.expand(mu.shape)
+        d_mu = _like(d_mu, mu, mu.dtype)
+    if needs[1] and d_logvar is None:
+        d_logvar = 0.5 * _total(of_logvar)
+        if inside is not None:
+            d_logvar = torch.where(inside, d_logvar, 0.0)
+        d_logvar = _like(d_logvar.expand(mu.shape), logvar, logvar.dtype)
+    if not needs[2] or d_eps is None or eps is None:
+        return d_mu, d_logvar, None
+    return d_mu, d_logvar, _like(d_eps, eps, eps.dtype)
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    """Their sum; the first itself if it is alone."""
+    return sum(terms[1:], terms[0])
+
+
+def _add_into(out: Tensor, terms: list[Tensor]) -> None:
+    """Write their sum, with no tensor for it in between."""
+    if len(terms) == 1:
+        out.copy_(terms[0])
+    else:
+        torch.add(_total(terms[:-1]), terms[-1], out=out)

@@ -30,6 +30,7 @@ from ._plans import (
     arrange_forward,
     arranged,
     empty,
+    layout,
     remember,
     restored,
     signature,
@@ -218,10 +219,11 @@ def _plan_backward(
     dkl: Tensor | None,
     options: Options,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None,
     config: _layout.Config,
 ) -> _BackwardPlan | None:
     """None where a tensor has to be copied first."""
-    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs)
+    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
     if arrangement is None:
         return None
     view = arrangement.view
@@ -248,34 +250,40 @@ def backward(
     means: Tensor | None,
     options: Options,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Backward:
-    """(dmu, dlogvar, deps), None where not needed."""
+    """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
     config, device = _layout.current_config(), mu.device
     if _is_elsewhere(device):
         with torch.cuda.device(device):
-            return backward(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs)
+            return backward(
+                mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
+            )
     needs = (needs[0], needs[1], needs[2] and dz is not None)
     upstream = (signature(dz), signature(dkl), dkl_of_mean is None)
     signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
-    key = (mu.shape, signatures, upstream, device, options, needs, config)
+    key = (mu.shape, signatures, upstream, device, options, needs, layout(into), config)
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
-        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, config)
+        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into, config)
         remember(_backward_plans, key, plan)
     if plan is None:
         model, (logvar_, eps_, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
         dkl = None if dkl is None else dkl.contiguous()
         results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
         return (
-            restored(results[0], mu),
-            restored(results[1], logvar),
+            restored(results[0], mu, None if into is None else into[0]),
+            restored(results[1], logvar, None if into is None else into[1]),
             restored(results[2], eps),
         )
 
+    own = needs if into is None else (False, False, needs[2])
     dmu, dlogvar, deps = (
         empty(like, stride, like.dtype) if need and like is not None else None
-        for like, need, stride in zip((mu, logvar, eps), needs, plan.strides)
+        for like, need, stride in zip((mu, logvar, eps), own, plan.strides)
     )
+    if into is not None:
+        dmu, dlogvar = into
     tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
-    plan.launch(tensors, 4)
+    plan.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
     return dmu, dlogvar, deps

@@ -91,13 +91,17 @@ def run_backward(
     options: Options,
     backend: str,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Backward:
-    """The backend's (dmu, dlogvar, deps), None where not needed."""
+    """The backend's (dmu, dlogvar, deps), None where not needed; `into`: write the first two there.
+
+    ``into`` has the shape and dtype of mu; both gradients are needed then.
+    """
     if mu.numel() == 0:
         backend = "eager"
         state = None if state is None else mu.new_empty(sizes(mu.shape, options.batch_dims))
     results: Backward = _module(backend).backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs
+        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
     )
     return results
 

@@ -42,6 +42,11 @@ def signature(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.stride(), tensor.dtype)
 
 
+def layout(into: tuple[Tensor, Tensor] | None) -> Any:
+    """What a plan may depend on of dmu and dlogvar that the caller has allocated."""
+    return None if into is None else (into[0].stride(), into[1].stride())
+
+
 def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
     return tuple(t.stride() for t in tensors if t is not None)
 
@@ -74,8 +79,12 @@ def arrange_backward(
     dkl: Tensor | None,
     options: Options,
     needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Arrangement | None:
-    """Of mu, logvar, eps, dz, dmu, dlogvar, deps; None where a tensor has to be copied first."""
+    """Of mu, logvar, eps, dz, dmu, dlogvar, deps; None where a tensor has to be copied first.
+
+    `into`: dmu and dlogvar that the caller has allocated.
+    """
     batch_dims = options.batch_dims
     dkl_row, wide = 0, False
     if dkl is not None and options.reduction == "none":
@@ -87,6 +96,8 @@ def arrange_backward(
     # Each gradient has the layout of its input, or else that of mu.
     for models in (inputs, [mu] * 3):
         likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
+        if into is not None:
+            likes[:2] = into
         found = _arrange([*inputs, dz], likes, mu, batch_dims)
         if found is not None:
             view = found.view._replace(wide=found.view.wide or wide)
@@ -118,8 +129,12 @@ def arranged(
     return first, kept[1:]
 
 
-def restored(result: Tensor | None, model: Tensor | None) -> Tensor | None:
-    """A result for copied inputs, in the memory format of what came in."""
+def restored(
+    result: Tensor | None, model: Tensor | None, into: Tensor | None = None
+) -> Tensor | None:
+    """A result for copied inputs, in the memory format of what came in or where it is wanted."""
     if result is None or model is None:
         return result
+    if into is not None:
+        return into.copy_(result)
     return torch.empty_like(model, dtype=result.dtype).copy_(result)

@@ -60,6 +60,31 @@ def parameters(mu: Any, logvar: Any, batch_dims: Any) -> None:
     integer("batch_dims", batch_dims, 0, mu.dim(), mu)
 
 
+def moments(value: Any, dim: Any, batch_dims: Any, name: str = "moments") -> int:
+    """It has two halves along dim, and batch_dims fits it; dim counted from the front."""
+    _tensor(name, value)
+    shape, rank = tuple(value.shape), value.dim()
+    if rank == 0:
+        raise ValueError(f"{name} must have an axis that holds mu and logvar; got shape ()")
+    for which, number, low, high in (
+        ("dim", dim, -rank, rank - 1),
+        ("batch_dims", batch_dims, 0, rank),
+    ):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{which} must be an int, got {type(number).__name__}")
+        if not low <= number <= high:
+            raise ValueError(
+                f"{which} must be in [{low}, {high}] ({name} has shape {shape}); got {number}"
+            )
+    if shape[dim] % 2:
+        raise ValueError(
+            f"{name} must have an even size along dim={dim}, mu and logvar half each; got "
+            f"{shape[dim]} (shape {shape})"
+        )
+    axis: int = dim % rank
+    return axis
+
+
 def integer(name: str, value: Any, low: int, high: int, of: Tensor | None = None) -> None:
     """An int, no bool, within [low, high]; `of` is the mu whose shape sets the bounds."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
-from . import _autograd, _validate
+from . import _autograd, _packed, _validate
 from ._options import Options
-
-Clamp = tuple[float | None, float | None] | None
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    OfMean = TypeVar("OfMean", bound=Tensor | None, default=Tensor | None, covariant=True)
-
-    # Generic for type checkers alone: torch takes only a plain named tuple apart.
-    class ReparamKL(NamedTuple, Generic[OfMean]):
-        """``ReparamKL[Tensor]``, or ``ReparamKL[None]`` of ``kl_of_mean=False``."""
-
-        z: Tensor
-        kl: Tensor
-        kl_of_mean: OfMean
-else:
-
-    class ReparamKL(NamedTuple):
-        """What :func:`reparameterize_kl` returns."""
-
-        z: Tensor
-        """The sample, of mu's shape."""
-        kl: Tensor
-        """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
-        kl_of_mean: Tensor | None
-        """KL of the mean parameters in nats; None if not asked for."""
+from ._results import Clamp, ReparamKL
 
 
 @overload
@@ -149,6 +124,60 @@ def reparameterize_kl(
     return ReparamKL(*results)
 
 
+def reparameterize_kl_moments(
+    moments: Tensor,
+    *,
+    dim: int = 1,
+    reduction: str = "batchmean",
+    kl_of_mean: bool = True,
+    mean_over: str = "batch",
+    batch_dims: int = 1,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    clamp: tuple[float | None, float | None] | None = None,
+    backend: str = "auto",
+) -> ReparamKL:
+    """:func:`reparameterize_kl` of ``mu, logvar = moments.chunk(2, dim)``, as an encoder's last
+    layer gives them; the same result.
+
+    Both halves are read where they are, and backward writes one gradient tensor of the layout of
+    moments: no cat, and no zeros to add halves to. (Second derivatives, by create_graph, take
+    plain torch operations.)
+
+    Args:
+        moments: mu and logvar, the halves along dim, of any shape and layout; float16, bfloat16,
+            float32 or float64.
+        dim: The axis of moments that holds mu, then logvar; negative counts from the end.
+        eps: As in :func:`reparameterize_kl`, of the shape of one half.
+        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, clamp, backend: As in
+            :func:`reparameterize_kl`; batch_dims counts axes of mu, which are those of moments.
+
+    Returns:
+        :class:`ReparamKL` (z, kl, kl_of_mean) as from :func:`reparameterize_kl`; z has the shape
+        of one half.
+
+    Raises:
+        TypeError: An argument of the wrong type or dtype.
+        ValueError: An odd size along dim; a shape, device, option or combination that does not fit.
+        ModuleNotFoundError: A backend asked for by name is not installed.
+    """
+    _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+    _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    _validate.flag("kl_of_mean", kl_of_mean)
+    results: Any = compute_moments(
+        moments,
+        dim=dim,
+        reduction=reduction,
+        mean_over=mean_over if kl_of_mean else None,
+        batch_dims=batch_dims,
+        noise=(eps, generator, seed),
+        clamp=clamp,
+        backend=backend,
+    )
+    return ReparamKL(*results)
+
+
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
@@ -240,3 +269,24 @@ def compute(
     options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, mu.device)
     return _autograd.reparameterize_kl(mu, logvar, *noise, options, backend)
+
+
+def compute_moments(
+    moments: Tensor,
+    *,
+    dim: int,
+    reduction: str | None = None,
+    mean_over: str | None = None,
+    batch_dims: int = 1,
+    noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
+    clamp: tuple[float | None, float | None] | None,
+    backend: str,
+    sample: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """:func:`compute` of the halves of moments along dim."""
+    dim = _validate.moments(moments, dim, batch_dims)
+    _validate.noise(moments if noise[0] is None else _packed.halves(moments, dim)[0], *noise)
+    bounds = _validate.clamp_bounds(clamp)
+    options = Options(reduction, mean_over, sample, batch_dims, bounds)
+    backend = _validate.resolve_backend(backend, moments.device)
+    return _packed.reparameterize_kl_moments(moments, *noise, dim, options, backend)

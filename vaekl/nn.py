@@ -9,10 +9,10 @@ from torch import Tensor
 
 from . import _validate, functional
 from ._options import sample_dtype
-from .functional import Clamp, ReparamKL
+from ._results import Clamp, ReparamKL
 
 if TYPE_CHECKING:
-    from .functional import OfMean
+    from ._results import OfMean
 else:
     OfMean = TypeVar("OfMean")
 

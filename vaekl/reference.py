@@ -196,6 +196,31 @@ class Oracle:
         return result
 
 
+def moments_oracle(moments: Any, eps: Any = None, *, dim: int = 1, **options: Any) -> Oracle:
+    """The oracle of mu and logvar that are the halves of moments along dim."""
+    mu, logvar = np.split(to_numpy(moments), 2, axis=dim)
+    return Oracle(mu, logvar, eps, **options)
+
+
+def moments_gradient(gradients: dict[str, Array], dim: int = 1) -> Array:
+    """The gradient of moments: those of mu and logvar (or bounds on them), side by side."""
+    return np.concatenate([gradients["dmu"], gradients["dlogvar"]], axis=dim)
+
+
+def kl_between(mean: Any, logvar: Any, other_mean: Any, other_logvar: Any) -> Array:
+    """Elementwise KL in nats from N(mean, e^logvar) to N(other_mean, e^other_logvar)."""
+    m, v, n, w = (to_numpy(t) for t in (mean, logvar, other_mean, other_logvar))
+    with np.errstate(all="ignore"):
+        return np.asarray(0.5 * ((m - n) ** 2 * np.exp(-w) + phi(v - w)))
+
+
+def nll(sample: Any, mean: Any, logvar: Any) -> Array:
+    """Elementwise -log N(sample; mean, e^logvar) in nats."""
+    x, m, v = (to_numpy(t) for t in (sample, mean, logvar))
+    with np.errstate(all="ignore"):
+        return np.asarray(0.5 * (np.log(2.0 * np.pi) + v + (x - m) ** 2 * np.exp(-v)))
+
+
 def to_numpy(values: Any) -> Array:
     """A float64 array of a tensor (any dtype, device), array or number."""
     if isinstance(values, Tensor):

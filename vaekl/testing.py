@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -182,3 +183,26 @@ def worst(actual: Any, expected: Array, bound: Any) -> float:
         same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     ratio = np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
     return float(np.max(ratio, initial=0.0))
+
+
+def large_operators(call: Callable[[], Any], elements: int) -> list[tuple[str, int]]:
+    """Operators of a call on tensors of at least so many elements, as torch's profiler sees them.
+
+    In order, each its name (without ``aten::``) and the bytes that it allocated itself. Those that
+    make a tensor of so many float32 are among them.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(
+        activities=activities, record_shapes=True, profile_memory=True
+    ) as profile:
+        call()
+    found = []
+    for event in profile.events():
+        shapes = [s for s in event.input_shapes if s and all(isinstance(n, int) for n in s)]
+        largest = max((math.prod(s) for s in shapes), default=0)
+        allocated = max(event.self_cpu_memory_usage, event.self_device_memory_usage, 0)
+        if event.name.startswith("aten::") and max(largest, allocated // 4) >= elements:
+            found.append((event.name.removeprefix("aten::"), allocated))
+    return found

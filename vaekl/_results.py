@@ -1,0 +1,33 @@
+"""What the public functions return, for users and for type checkers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, NamedTuple
+
+from torch import Tensor
+
+Clamp = tuple[float | None, float | None] | None
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    OfMean = TypeVar("OfMean", bound=Tensor | None, default=Tensor | None, covariant=True)
+
+    # Generic for type checkers alone: torch takes only a plain named tuple apart.
+    class ReparamKL(NamedTuple, Generic[OfMean]):
+        """``ReparamKL[Tensor]``, or ``ReparamKL[None]`` of ``kl_of_mean=False``."""
+
+        z: Tensor
+        kl: Tensor
+        kl_of_mean: OfMean
+else:
+
+    class ReparamKL(NamedTuple):
+        """What :func:`reparameterize_kl` returns."""
+
+        z: Tensor
+        """The sample, of mu's shape."""
+        kl: Tensor
+        """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
+        kl_of_mean: Tensor | None
+        """KL of the mean parameters in nats; None if not asked for."""

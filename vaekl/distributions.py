@@ -1,0 +1,299 @@
+"""The posterior class that diffusers' autoencoders return, with vaekl's sample and KL.
+
+:func:`patch_diffusers` puts it into an installed diffusers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _validate, functional
+from ._noise import draw_key
+
+#: Bounds on logvar, those of diffusers (and of latent diffusion before it).
+CLAMP = (-30.0, 20.0)
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class DiagonalGaussianDistribution:
+    """N(mean, e^logvar) of an encoder's output, as ``diffusers``' class of this name.
+
+    Same constructor, attributes and methods; beside them ``kl(dims=)`` and :meth:`sample_and_kl`.
+    What differs: KLs and nll are float32 for half precision inputs (an SD-sized KL of 130,000 nats
+    is inf in float16) and keep their digits near 0; noise comes from vaekl; mean, logvar, std and
+    var are computed when read and cannot be assigned.
+
+    kl() and nll() sum over all axes but the first. diffusers sums over [1, 2, 3], which on a 5-D
+    video tensor [B, C, T, H, W] leaves [B, W]: averaged, a KL too small by the factor W.
+    ``dims=[1, 2, 3]`` gives those sums.
+
+    Args:
+        parameters: mean and logvar, the halves along axis 1: [B, 2 C, ...]; float16, bfloat16,
+            float32 or float64. logvar is clamped to [-30, 20].
+        deterministic: std and var are 0, samples are the mean, kl and nll are 0 (of shape [1]).
+
+    Raises:
+        TypeError: parameters is no tensor of such a dtype.
+        ValueError: An odd size along axis 1, or no axis 1.
+    """
+
+    #: Axes that kl() and nll() sum over unless told; None: all but the first.
+    default_dims: tuple[int, ...] | None = None
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        _validate.moments(parameters, 1, 1, name="parameters")
+        self.parameters = parameters
+        self.deterministic = deterministic
+
+    @property
+    def mean(self) -> Tensor:
+        """[B, C, ...], a view of parameters."""
+        return self.parameters.chunk(2, dim=1)[0]
+
+    @property
+    def logvar(self) -> Tensor:
+        """[B, C, ...], clamped to [-30, 20]."""
+        return self.parameters.chunk(2, dim=1)[1].clamp(*CLAMP)
+
+    @property
+    def std(self) -> Tensor:
+        """exp(logvar / 2), or 0 if deterministic."""
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        """exp(logvar), or 0 if deterministic."""
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+
+    def sample(self, generator: Generators = None) -> Tensor:
+        """``mean + std * eps``, [B, C, ...], of the dtype of parameters.
+
+        Args:
+            generator: One for all samples, or a list of one per sample: sample b is then what a
+                batch of that sample alone gets from generator b (and each takes a launch of its
+                own). A generator of the CPU serves tensors of any device, with the same noise on
+                CUDA as on the CPU. Default: torch's own of the device.
+
+        Raises:
+            TypeError, ValueError: Not a generator, one of another device, or a list of another
+                length than the batch (or 1).
+        """
+        return self._draw(generator, None)[0]
+
+    def sample_and_kl(self, generator: Generators = None) -> tuple[Tensor, Tensor]:
+        """``(sample(generator), kl())`` in one launch, and one backward: the sample [B, C, ...] and
+        its KL to N(0, I) in nats, [B], summed over all axes but the first. Errors as in sample."""
+        z, kl = self._draw(generator, "none")
+        return z, kl if kl is not None else self._zero()
+
+    def _draw(self, generator: Generators, reduction: str | None) -> tuple[Tensor, Tensor | None]:
+        if self.deterministic:
+            return self.mean.clone(), None
+        if not isinstance(generator, Sequence):
+            return _drawn(self.parameters, generator, reduction)
+        if len(generator) == 1:
+            return _drawn(self.parameters, generator[0], reduction)
+        count = self.parameters.shape[0]
+        if len(generator) != count or count == 0:
+            raise ValueError(
+                f"generator must be one torch.Generator or a list of one per sample, {count}; "
+                f"got a list of {len(generator)}"
+            )
+        results = [_drawn(p, g, reduction) for p, g in zip(self.parameters.split(1), generator)]
+        kls = [kl for _, kl in results if kl is not None]
+        return torch.cat([z for z, _ in results]), torch.cat(kls) if kls else None
+
+    def kl(
+        self, other: DiagonalGaussianDistribution | None = None, dims: Sequence[int] | None = None
+    ) -> Tensor:
+        """KL in nats to N(0, I), or to another such distribution of the same shape.
+
+        ``½ Σ (mean² + var − 1 − logvar)`` (Kingma & Welling 2013, appendix B), and with another
+        ``½ Σ ((mean − mean')² / var' + var / var' − 1 − logvar + logvar')``.
+
+        Args:
+            other: An object with mean, std and logvar; diffusers' own class will do.
+            dims: Axes to sum over. Default: all but the first, so [B].
+
+        Returns:
+            One KL for each index of the other axes; float32, float64 for float64.
+
+        Raises:
+            ValueError: dims are no axes of mean, or shapes differ.
+        """
+        if self.deterministic:
+            return self._zero()
+        axes = self._axes(dims)
+        if other is None and axes == tuple(range(1, self.parameters.dim())):
+            packed = functional.compute_moments(
+                self.parameters, dim=1, reduction="none", clamp=CLAMP, backend="auto", sample=False
+            )
+            return _given(packed[1])
+        mean, logvar = self.mean, self.logvar
+        if other is not None:
+            _same_shape("other.mean", other.mean, mean)
+            # The KL does not change when both are moved and scaled so that the other is N(0, I).
+            mean, theirs, std, width = map(_wide, (mean, other.mean, other.std, other.logvar))
+            mean, logvar = (mean - theirs) / std, _wide(logvar) - width
+        kept = [axis for axis in range(mean.dim()) if axis not in axes]
+        order = (*kept, *axes)
+        return functional.kl_loss(
+            mean.permute(order), logvar.permute(order), batch_dims=len(kept), reduction="none"
+        )
+
+    def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+        """``½ Σ (ln 2π + logvar + (sample − mean)² / var)`` in nats: minus the log density.
+
+        Plain torch operations. Args, result and errors as of :meth:`kl`; sample has mean's shape.
+        """
+        if self.deterministic:
+            return self._zero()
+        axes = self._axes(dims)
+        _same_shape("sample", sample, self.mean)
+        logvar = _wide(self.logvar)
+        squares = (_wide(sample) - _wide(self.mean)).square() * torch.exp(-logvar)
+        return 0.5 * (math.log(2 * math.pi) + logvar + squares).sum(axes)
+
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.mean
+
+    def _zero(self) -> Tensor:
+        return torch.zeros(1, device=self.parameters.device)
+
+    def _axes(self, dims: Sequence[int] | int | None) -> tuple[int, ...]:
+        """dims counted from the front; none at all is every axis, as in torch.sum."""
+        rank = self.parameters.dim()
+        if dims is None:
+            dims = self.default_dims if self.default_dims is not None else range(1, rank)
+        axes = [dims] if isinstance(dims, int) else list(dims)
+        if not all(isinstance(a, int) and -rank <= a < rank for a in axes):
+            raise ValueError(
+                f"dims must be axes of mean, which has shape {tuple(self.mean.shape)}; got {axes}"
+            )
+        counted = sorted({axis % rank for axis in axes}) or list(range(rank))
+        if len(counted) < len(axes):
+            raise ValueError(f"dims must name each axis once; got {axes}")
+        return tuple(counted)
+
+
+def _given(result: Tensor | None) -> Tensor:
+    if result is None:
+        raise RuntimeError("a result that was asked for is missing")
+    return result
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _same_shape(name: str, value: Tensor, mean: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.shape != mean.shape:
+        raise ValueError(
+            f"{name} must have the shape of mean, {tuple(mean.shape)}; got {tuple(value.shape)}"
+        )
+
+
+def _drawn(
+    parameters: Tensor, generator: torch.Generator | None, reduction: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """A sample, and its KLs if asked for; one launch."""
+    eps = seed = None
+    device = parameters.device
+    if isinstance(generator, torch.Generator) and generator.device.type == "cpu" != device.type:
+        if device.type == "cuda":  # the key that the generator would give for tensors of the CPU
+            seed, generator = draw_key(generator.device, generator, None)[0], None
+        else:
+            shape = parameters.chunk(2, dim=1)[0].shape
+            eps, generator = torch.randn(shape, generator=generator, dtype=parameters.dtype), None
+            eps = eps.to(device)
+    z, kl, _ = functional.compute_moments(
+        parameters, dim=1, reduction=reduction, noise=(eps, generator, seed), clamp=CLAMP,
+        backend="auto",
+    )  # fmt: skip
+    return _given(z), kl
+
+
+class _InDiffusers(DiagonalGaussianDistribution):
+    """With the axes of diffusers: a patch changes no number beyond rounding."""
+
+    default_dims = (1, 2, 3)
+
+
+class DiffusersPatch:
+    """What :func:`patch_diffusers` did. Leaving its ``with`` block or :meth:`undo` undoes it."""
+
+    def __init__(self, original: type | None) -> None:
+        self._original = original
+        #: Names of the modules that held the class.
+        self.modules = () if original is None else _swap(original, _InDiffusers)
+
+    def undo(self) -> None:
+        """Put diffusers' own class back, in modules imported since as well. Twice is harmless."""
+        original, self._original = self._original, None
+        if original is not None:
+            _swap(_InDiffusers, original)
+
+    def __enter__(self) -> DiffusersPatch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def patch_diffusers() -> DiffusersPatch:
+    """Let an installed diffusers use vaekl's :class:`DiagonalGaussianDistribution`.
+
+    ::
+
+        vaekl.patch_diffusers()          # from now on
+        with vaekl.patch_diffusers():    # or for a while
+            posterior = autoencoder.encode(images).latent_dist
+
+    Swaps the class in every module that has imported it, diffusers' or yours, and where it is
+    defined, so that modules imported later get it too. Noise then comes from vaekl; all else is
+    equal, up to rounding and float32 KLs of half precision: kl() and nll() keep diffusers' axes
+    [1, 2, 3] there. Distributions made before keep their class. While a patch is in place, another
+    one changes nothing, and undoes nothing.
+
+    Raises:
+        ModuleNotFoundError: diffusers is not installed.
+    """
+    try:
+        home: Any = importlib.import_module("diffusers.models.autoencoders.vae")
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
+        raise ModuleNotFoundError(
+            "patch_diffusers needs diffusers: pip install diffusers", name="diffusers"
+        ) from error
+    original = home.DiagonalGaussianDistribution
+    return DiffusersPatch(None if original is _InDiffusers else original)
+
+
+def _swap(old: type, new: type) -> tuple[str, ...]:
+    """Replace a class in every module but this one; the names of those that had it."""
+    changed = []
+    for module_name, module in list(sys.modules.items()):
+        if module_name == __name__ or not isinstance(getattr(module, "__dict__", None), dict):
+            continue
+        names = [name for name, value in list(vars(module).items()) if value is old]
+        for name in names:
+            setattr(module, name, new)
+        changed += [module_name] if names else []
+    return tuple(changed)
