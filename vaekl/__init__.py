@@ -3,9 +3,9 @@
 from importlib.metadata import version as _version
 
 from . import distributions, nn, reference
+from ._results import ReparamKL
 from .distributions import patch_diffusers
 from .functional import (
-    ReparamKL,
     kl_loss,
     kl_of_mean,
     reparameterize,
