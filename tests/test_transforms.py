@@ -268,12 +268,18 @@ def test_torch_checks_every_mode(backend, tensors):
 
 def test_batched_upstream_gradients(backend, tensors):
     """is_grads_batched of torch.autograd.grad; what torch.autograd.functional vectorises with."""
-    mu, logvar, eps = (t.clone().requires_grad_() for t in tensors)
+    leaves = [t.clone().requires_grad_() for t in tensors]
     found = []
     for function in (ours(backend, reduction="none"), plain(reduction="none")):
-        z, kl, _ = function(mu, logvar, eps)
-        rows = [torch.arange(30.0).reshape(3, 2, 5)[:, 0].to(z), torch.ones(3, *z.shape).to(z)]
-        found.append(torch.autograd.grad((kl, z), (mu, logvar, eps), rows, is_grads_batched=True))
+        outputs = function(*leaves)
+        rows = [
+            torch.arange(3.0 * out.numel()).sin().reshape(3, *out.shape).to(out) for out in outputs
+        ]
+        options = {"is_grads_batched": True, "retain_graph": True, "allow_unused": True}
+        found.append(torch.autograd.grad(outputs, leaves, rows, **options))
+        for out, batch in zip(outputs, rows):
+            found[-1] += torch.autograd.grad(out, leaves, batch, **options)
+    assert all((a is None) == (b is None) for a, b in zip(*found))
     same(*found)
 
 
