@@ -144,7 +144,7 @@ fi
 suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn,modes,autocast,transforms}.py)
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
-step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes,_pytorch}.py
+step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes,_pytorch,_packed}.py
 
 # The sanitizers, last, are left a little time.
 if [[ -f $root/bench/run.py ]]; then
