@@ -144,7 +144,7 @@ fi
 suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn}.py)
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
-step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes}.py
+step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_packed,_races,_sizes}.py
 
 # The sanitizers, last, are left a little time.
 if [[ -f $root/bench/run.py ]]; then
