@@ -161,6 +161,22 @@ def test_gradcheck(shape, dim, given, backend, device):
     assert torch.autograd.gradgradcheck(function, inputs, atol=1e-7, fast_mode=True)
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((4, 6), 1), ((4, 3), 0), ((2, 4, 3), 1)])
+def test_create_graph_gives_the_same_gradient(shape, dim, backend, device):
+    """The road that can be differentiated again ends in the same place as the kernel."""
+    moments = make_moments(shape, dtype=torch.float64, device=device)
+    out = vaekl.reparameterize_kl_moments(
+        moments, dim=dim, seed=3, clamp=(-1.0, 0.9), backend=backend
+    )
+    upstream = [torch.randn_like(o) for o in out]
+    plain, graph = (
+        torch.autograd.grad(out, moments, upstream, retain_graph=True, create_graph=create)[0]
+        for create in (False, True)
+    )
+    assert graph.requires_grad
+    torch.testing.assert_close(graph.detach(), plain)
+
+
 def test_generators_give_what_two_tensors_get(backend, device):
     moments = make_moments((5, 12), device=device)
     pair = [t.detach() for t in moments.chunk(2, 1)]
