@@ -1,166 +1,205 @@
-"""A report in words, as a table of plain text, and as a figure."""
+"""What the statistics of a batch say: the report, and the formulas behind it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+from . import _report_views
+from ._eager import phi
+from ._statistics import Statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .diagnostics import DiagnosticsReport
-
-#: What to_dict gives, by the report's own names.
-TOTALS = ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information_total",
-          "active_units", "collapsed_units", "dimensions", "samples", "logvar_outside",
-          "nonfinite")  # fmt: skip
-PER_DIMENSION = ("kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information", "var_mu")
-_ROWS = 16  # dimensions that the table shows
+#: A dimension is active where the variance of mu over the samples is above this (Burda, Grosse &
+#: Salakhutdinov 2016, section 5.2).
+ACTIVE_VARIANCE = 0.01
+#: A dimension is collapsed where its mean KL, in nats, is below this: hardly any sample's
+#: posterior differs from the prior (as the epsilon of Lucas et al. 2019, for the mean).
+COLLAPSED_KL = 0.01
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+@dataclass(frozen=True, eq=False)
+class DiagnosticsReport:
+    """KLs in nats per sample, and what the code carries; made by :func:`vaekl.diagnose`.
+
+    Per dimension: float64 (counts int64, flags bool) tensors on the CPU of the shape of an event,
+    ``mu.shape[batch_dims:]``. With m, l, the means of mu and logvar over the samples, E the mean
+    of e^logvar and V the variance of mu: ``k(m, l) = (m² + e^l − 1 − l) / 2`` is the KL of a
+    Gaussian to N(0, 1), and N(m, E + V) is the *aggregate*: the one Gaussian with the mean and
+    variance of all samples' codes together.
+
+    For every dimension ``kl_dims = aggregate_kl_dims + information`` (the ELBO surgery of Hoffman
+    & Johnson 2016, with the aggregate posterior replaced by that Gaussian).
+
+    Where mu or logvar is not finite, the dimension's values and the totals are NaN.
+    """
+
+    samples: int
+    """Number of samples, B."""
+    kl_dims: Tensor
+    """Mean of the KLs of the samples."""
+    kl_of_mean_dims: Tensor
+    """KL of the mean parameters, k(m, l)."""
+    kl_of_mean_all: float
+    """KL of the mean parameters over every axis, one pair: the form with ``mean_over="all"``."""
+    aggregate_kl_dims: Tensor
+    """KL of the aggregate to the prior, (m² + E + V - 1 - log(E + V)) / 2."""
+    information: Tensor
+    """(log(E + V) - l) / 2 ≥ 0: the mean KL of the samples to the aggregate. It bounds from above
+    what a code in this dimension tells about which sample it is of (their mutual information)."""
+    mean_mu: Tensor
+    """Mean of mu, m."""
+    var_mu: Tensor
+    """Variance of mu over the samples, V (divided by B)."""
+    mean_logvar: Tensor
+    """Mean of logvar, l."""
+    mean_var: Tensor
+    """Mean of exp(logvar), E."""
+    nonfinite_mu: Tensor
+    """How many values of mu are NaN or infinite."""
+    nonfinite_logvar: Tensor
+    """How many values of logvar are NaN or infinite."""
+    logvar_outside_dims: Tensor
+    """How many finite values of logvar are outside [-30, 20], where float32 has little use for
+    exp(logvar) and implementations often clamp."""
+
+    @property
+    def kl(self) -> float:
+        """The mean of the KLs, as ``kl_loss(mu, logvar)``: the ELBO's term."""
+        return float(self.kl_dims.sum())
+
+    @property
+    def kl_of_mean(self) -> float:
+        """The KL of the mean parameters, as ``kl_of_mean(mu, logvar)``; never above ``kl``."""
+        return float(self.kl_of_mean_dims.sum())
+
+    @property
+    def aggregate_kl(self) -> float:
+        """Sum of ``aggregate_kl_dims``."""
+        return float(self.aggregate_kl_dims.sum())
+
+    @property
+    def information_total(self) -> float:
+        """Sum of ``information``; the gap ``kl - aggregate_kl``."""
+        return float(self.information.sum())
+
+    @property
+    def active(self) -> Tensor:
+        """Which dimensions are active: V > 0.01 (Burda et al. 2016)."""
+        return self.var_mu > ACTIVE_VARIANCE
+
+    @property
+    def active_units(self) -> int:
+        """How many dimensions are active."""
+        return int(self.active.sum())
+
+    @property
+    def collapsed(self) -> Tensor:
+        """Which dimensions are collapsed: a mean KL below 0.01 nats."""
+        return self.kl_dims < COLLAPSED_KL
+
+    @property
+    def collapsed_units(self) -> int:
+        """How many dimensions are collapsed."""
+        return int(self.collapsed.sum())
+
+    @property
+    def dimensions(self) -> int:
+        """Elements per event, D."""
+        return self.kl_dims.numel()
+
+    @property
+    def nonfinite(self) -> int:
+        """How many values of mu and logvar are NaN or infinite."""
+        return int(self.nonfinite_mu.sum() + self.nonfinite_logvar.sum())
+
+    @property
+    def logvar_outside(self) -> float:
+        """The share of logvar that is finite and outside [−30, 20]."""
+        return int(self.logvar_outside_dims.sum()) / (self.samples * self.dimensions)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        return _report_views.verdict(self)
+
+    def __str__(self) -> str:
+        return _report_views.text(self)
+
+    def __repr__(self) -> str:
+        return f"<DiagnosticsReport of {self.samples} samples: {self.verdict}>"
+
+    def to_dict(self, *, per_dimension: bool = False) -> dict[str, float]:
+        """The totals as flat floats, for TensorBoard, W&B and the like.
+
+        Args:
+            per_dimension: Also every dimension of ``kl_dims``, ``kl_of_mean_dims``,
+                ``aggregate_kl_dims``, ``information`` and ``var_mu``, as ``"kl_dims/0"``.
+        """
+        result = {name: float(getattr(self, name)) for name in _report_views.TOTALS}
+        if per_dimension:
+            for name in _report_views.PER_DIMENSION:
+                values = getattr(self, name).flatten().tolist()
+                result |= {f"{name}/{i}": value for i, value in enumerate(values)}
+        return result
+
+    def plot(self, *, most: int = 64) -> Figure:
+        """A figure: a bar for each dimension, aggregate KL and information, and both KLs marked.
+
+        Args:
+            most: Bars at most; where there are more dimensions, those of the largest KL.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        return _report_views.figure(self, most)
 
 
-def _names(report: DiagnosticsReport, mask: torch.Tensor, most: int = 8) -> str:
-    """Indices where the mask holds, as a user would index an event."""
-    found = [str(i[0] if len(i) == 1 else tuple(i)) for i in mask.nonzero()[:most].tolist()]
-    more = int(mask.sum()) - len(found)
-    return ", ".join(found) + (f" and {more} more" if more else "")
+def evaluate(s: Statistics) -> DiagnosticsReport:
+    """The report, with no difference of nearly equal numbers.
 
+    phi(l) = e^l − 1 − l has what is left of a KL where posterior and prior nearly agree, so E − 1
+    is taken as mean phi + l, and (as the mean of l − l̄ is 0)
 
-def verdict(report: DiagnosticsReport) -> str:
-    """The most important thing first, in one sentence."""
-    if report.nonfinite:
-        parts = [
-            f"{count} of {name}"
-            for name, count in (
-                ("mu", int(report.nonfinite_mu.sum())),
-                ("logvar", int(report.nonfinite_logvar.sum())),
-            )
-            if count
-        ]
-        bad = (report.nonfinite_mu + report.nonfinite_logvar) > 0
-        where = f" in {_dimension(bad)} {_names(report, bad)}" if bad.dim() else ""
-        return (
-            f"{_count(report.nonfinite, 'value')} not finite ({', '.join(parts)}){where}: what "
-            "depends on them is NaN."
-        )
-    outside = ""
-    if report.logvar_outside:
-        outside = f"; {_percent(report.logvar_outside)} of logvar is outside [-30, 20]"
-    collapsed, dimensions = report.collapsed_units, report.dimensions
-    if collapsed == dimensions:
-        all_of = "The only dimension is" if dimensions == 1 else f"All {dimensions} dimensions are"
-        return f"{all_of} collapsed: every code is a draw from the prior{outside}."
-    at_most = f"at most {report.information_total:.3g} nats about which sample a code is of"
-    if collapsed:
-        verb = "is" if collapsed == 1 else "are"
-        rest = dimensions - collapsed
-        others = "the other one carries" if rest == 1 else f"the other {rest} carry"
-        return (
-            f"{collapsed} of {dimensions} dimensions {verb} collapsed; {others} {at_most}{outside}."
-        )
-    if dimensions == 1:
-        return f"The only dimension is not collapsed and carries {at_most}{outside}."
-    return f"None of {dimensions} dimensions is collapsed; together they carry {at_most}{outside}."
+        information = log1p(J + V e^−l) / 2,   J = mean e^(l_b − l) − 1 = e^−l (mean phi − phi(l)).
 
+    Far below l = 0 it is phi that has lost e^l, and E itself is taken.
+    """
+    mean, log_mean = s.mean_mu, s.mean_logvar
+    var = s.squares_mu / s.samples
+    low = log_mean < -1.0
+    scale = torch.exp(-log_mean)
+    spread = torch.where(low, s.mean_exp * scale - 1, (s.mean_phi - phi(log_mean)) * scale)
+    ratio = spread.clamp_min(0) + var * scale
+    excess = var + torch.where(low, s.mean_exp - 1, s.mean_phi + log_mean)
+    aggregate = s.mean_exp + var
+    log_aggregate = torch.where(excess.abs() < 0.5, excess.log1p(), aggregate.log())
+    information = torch.where(ratio < 1, ratio.log1p(), log_aggregate - log_mean)
+    unknown = (s.nonfinite_mu + s.nonfinite_logvar) > 0
+    # Finite logvar whose exponential float64 does not hold.
+    beyond = (aggregate == 0) | aggregate.isinf()
 
-def _dimension(mask: torch.Tensor) -> str:
-    return "dimension" if int(mask.sum()) == 1 else "dimensions"
+    def values(values: Tensor, unknown: Tensor = unknown) -> Tensor:
+        return values.masked_fill(unknown, torch.nan).reshape(s.event)
 
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if share >= 0.0001 else "less than 0.01%"
-
-
-def text(report: DiagnosticsReport) -> str:
-    """The totals, the dimensions of the largest KL, and the verdict."""
-    D = report.dimensions
-    totals = [
-        ("mean of the KLs (the ELBO's)", f"{report.kl:.5g}"),
-        ("KL of the mean, over the batch", f"{report.kl_of_mean:.5g}"),
-        ("KL of the mean, over all axes", f"{report.kl_of_mean_all:.5g}"),
-        ("aggregate KL", f"{report.aggregate_kl:.5g}"),
-        ("information", f"{report.information_total:.5g}"),
-        ("active units (Var mu > 0.01)", f"{report.active_units} of {D}"),
-        ("collapsed (KL < 0.01)", f"{report.collapsed_units} of {D}"),
-        (
-            "logvar outside [-30, 20]",
-            _percent(report.logvar_outside) if report.logvar_outside else "0",
-        ),
-        ("not finite", str(report.nonfinite)),
-    ]
-    lines = [
-        f"{_count(report.samples, 'sample')}, {_count(D, 'dimension')}; KLs in nats per sample"
-    ]
-    lines += [f"  {name:<32}{value:>10}" for name, value in totals]
-    shown = _largest(report, _ROWS)
-    lines += ["", _cells("dim", "KL", "aggregate", "information", "KL of mean", "Var mu")]
-    columns = [getattr(report, name).flatten()[shown].tolist()
-               for name in ("kl_dims", "aggregate_kl_dims", "information", "kl_of_mean_dims",
-                            "var_mu")]  # fmt: skip
-    collapsed = report.collapsed.flatten()
-    for i, *values in zip(shown.tolist(), *columns):
-        mark = "  collapsed" if collapsed[i] else ""
-        lines.append(_cells(_index(report, i), *(f"{value:.4g}" for value in values)) + mark)
-    if D > len(shown):
-        lines.append(f"  ... and {D - len(shown)} of smaller KL")
-    return "\n".join([*lines, "", report.verdict])
-
-
-def _cells(first: str, *others: str) -> str:
-    return f"  {first:<10}" + "".join(f"{cell:>13}" for cell in others)
-
-
-def _index(report: DiagnosticsReport, flat: int) -> str:
-    """Of a flat position, as a user would index an event."""
-    shape = report.kl_dims.shape
-    index = [int(i) for i in torch.unravel_index(torch.tensor(flat), shape)] if shape else []
-    return ",".join(map(str, index)) or "-"
-
-
-def _largest(report: DiagnosticsReport, most: int) -> torch.Tensor:
-    """Flat positions: all in order if they are few, else those of the largest KL first."""
-    values = report.kl_dims.flatten()
-    if len(values) <= most:
-        return torch.arange(len(values), device="cpu")
-    return values.nan_to_num(torch.inf).argsort(descending=True, stable=True)[:most]
-
-
-def figure(report: DiagnosticsReport, most: int) -> Figure:
-    """Bars of aggregate KL and information, both KLs marked."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plot() needs matplotlib: pip install matplotlib") from error
-    shown = _largest(report, most)
-    aggregate, information, kl, of_mean = (
-        getattr(report, name).flatten()[shown].numpy()
-        for name in ("aggregate_kl_dims", "information", "kl_dims", "kl_of_mean_dims")
+    every = values(mean).mean(), values(log_mean).mean()
+    return DiagnosticsReport(
+        samples=s.samples,
+        kl_dims=values(0.5 * (mean * mean + var + s.mean_phi)),
+        kl_of_mean_dims=values(0.5 * (mean * mean + phi(log_mean))),
+        kl_of_mean_all=float(0.5 * (every[0] * every[0] + phi(every[1]))),
+        aggregate_kl_dims=values(0.5 * (mean * mean + phi(log_aggregate)), unknown | beyond),
+        information=values(0.5 * information, unknown | beyond),
+        mean_mu=values(mean),
+        var_mu=values(var),
+        mean_logvar=values(log_mean),
+        mean_var=values(s.mean_exp),
+        nonfinite_mu=s.nonfinite_mu.reshape(s.event),
+        nonfinite_logvar=s.nonfinite_logvar.reshape(s.event),
+        logvar_outside_dims=s.logvar_outside.reshape(s.event),
     )
-    figure = Figure(figsize=(max(7.0, min(0.32 * len(shown) + 2, 16.0)), 5), layout="constrained")
-    axes, at = figure.subplots(), range(len(shown))
-    axes.bar(at, aggregate, color="tab:gray", label=f"aggregate KL ({report.aggregate_kl:.4g})")
-    label = f"information ({report.information_total:.4g})"
-    axes.bar(at, information, bottom=aggregate, color="tab:green", alpha=0.6, label=label)
-    axes.plot(at, kl, "_", color="black", ms=14, mew=2, label=f"mean of the KLs ({report.kl:.4g})")
-    label = f"KL of the mean ({report.kl_of_mean:.4g})"
-    axes.plot(at, of_mean, "D", color="tab:orange", ms=5, label=label)
-    names = [_index(report, i) for i in shown.tolist()]
-    turned = any(len(name) > 2 for name in names) or len(names) > 32
-    axes.set_xticks(list(at), names, rotation=90 if turned else 0)
-    few = len(shown) == report.dimensions
-    which = (
-        "dimension"
-        if few
-        else f"the {len(shown)} of {report.dimensions} dimensions of the largest KL"
-    )
-    axes.set(xlabel=which, ylabel="nats per sample", xlim=(-0.7, len(shown) - 0.3))
-    axes.set_ylim(bottom=0)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, title="totals in nats", loc="outside upper center", ncols=2, frameon=False
-    )
-    return figure
