@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -112,9 +113,7 @@ def _cells(first: str, *others: str) -> str:
 
 def _index(report: DiagnosticsReport, flat: int) -> str:
     """Of a flat position, as a user would index an event."""
-    shape = report.kl_dims.shape
-    index = [int(i) for i in torch.unravel_index(torch.tensor(flat), shape)] if shape else []
-    return ",".join(map(str, index)) or "-"
+    return ",".join(str(i) for i in np.unravel_index(flat, report.kl_dims.shape)) or "-"
 
 
 def _largest(report: DiagnosticsReport, most: int) -> torch.Tensor:
@@ -153,6 +152,12 @@ def figure(report: DiagnosticsReport, most: int) -> Figure:
     axes.set(xlabel=which, ylabel="nats per sample", xlim=(-0.7, len(shown) - 0.3))
     axes.set_ylim(bottom=0)
     handles, labels = axes.get_legend_handles_labels()
-    place = "outside upper center"
-    figure.legend(handles, labels, title="totals in nats", loc=place, ncols=2, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        title="totals in nats",
+        ncols=2,
+        frameon=False,
+    )
     return figure

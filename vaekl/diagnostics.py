@@ -10,6 +10,8 @@ from . import _validate
 from ._report import DiagnosticsReport, evaluate
 from ._statistics import Statistics, collect, merged
 
+__all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
+
 
 class DiagnosticsAccumulator:
     """Statistics of many batches, as of all their samples at once; no sample is kept.
@@ -32,6 +34,7 @@ class DiagnosticsAccumulator:
 
     def __init__(self, *, batch_dims: int = 1, backend: str = "auto") -> None:
         _validate.choice("backend", backend, _validate.BACKENDS)
+        _validate.integer("batch_dims", batch_dims, 0, 64)
         self._options: dict[str, Any] = {"batch_dims": batch_dims, "backend": backend}
         self._statistics: Statistics | None = None
 
