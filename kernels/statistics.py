@@ -108,14 +108,16 @@ def statistics_kernel(
     if SPLIT_ROWS:
         is_last = arrive(p_counters + tl.program_id(0), n_ranges)
     if is_last:
-        p_row = p_out
+        p_total = p_out
         stride = tl.full([], SUMS, tl.int64) * D
+        if SPLIT_ROWS:
+            p_partial = p_scratch
         for _ in tl.static_range(SUMS):
             if SPLIT_ROWS:
                 b_sum = sum_rows(
-                    p_scratch, stride, n_ranges, o_col, m_col, tl.float64, BLOCK_ROWS, BLOCK_COLS
+                    p_partial, stride, n_ranges, o_col, m_col, tl.float64, BLOCK_ROWS, BLOCK_COLS
                 )
-                tl.store(p_row + o_col, b_sum, m_col)
-                p_scratch += D
-            p_row += D
-        tl.store(p_row + o_col[None, :], b_shift, m_col[None, :])
+                tl.store(p_total + o_col, b_sum, m_col)
+                p_partial += D
+            p_total += D
+        tl.store(p_total + o_col[None, :], b_shift, m_col[None, :])

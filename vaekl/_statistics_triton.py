@@ -17,6 +17,12 @@ from ._plans import arrange_forward, arranged
 from ._workspace import workspaces
 
 
+def config() -> _layout.Config:
+    """Half a block: sums in float64 fill the registers sooner."""
+    usual = _layout.current_config()
+    return replace(usual, tile=usual.tile // 2)
+
+
 def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     """The rows of ``_statistics.ROWS``, float64 [9, D] on mu's device."""
     if _is_elsewhere(mu.device):
@@ -27,9 +33,7 @@ def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         mu, (logvar,) = arranged(mu, (logvar,), batch_dims)
         return sums(mu, logvar, batch_dims)
     view = arrangement.view
-    # Sums in float64 fill the registers sooner: half a block.
-    config = _layout.current_config()
-    grid = _layout.grid(view.batch, view.event, replace(config, tile=config.tile // 2))
+    grid = _layout.grid(view.batch, view.event, config())
     fixed = [
         *LOGVAR_RANGE,
         view.batch,
