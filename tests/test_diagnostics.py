@@ -382,6 +382,20 @@ def test_verdict(collapsed, dimensions, start):
     assert repr(report) == f"<DiagnosticsReport of 64 samples: {report.verdict}>"
 
 
+def test_verdict_on_codes_far_from_the_prior():
+    """Collapse is not all that can go wrong."""
+    mu, logvar = make_inputs((64, 2))
+    report = vaekl.diagnose(mu + 6, logvar - 2)
+    assert report.aggregate_kl > 36
+    start, end = report.verdict.split("; most of the KL (")
+    assert start.startswith("None of 2 dimensions is collapsed; together they carry at most ")
+    assert end == (
+        f"{report.aggregate_kl:.3g} of {report.kl:.3g} nats) is how far all codes together are "
+        "from the prior."
+    )
+    assert "most of the KL" not in vaekl.diagnose(mu, logvar - 2).verdict
+
+
 def test_table():
     """Every dimension of a small event; the largest of a wide one, as they would be indexed."""
     report = example(7)

@@ -78,8 +78,7 @@ def _lines(results: list[_check.BackendResult]) -> Iterator[str]:
             yield f"{line}{r.reason}"
             continue
         line += f"on {r.device}{', interpreted' if r.interpreted else ''}: {len(r.cases)} cases"
-        line += f", KL within {r.kl_error:.1e} of float64"
-        line += f", largest error {r.worst:.0%} of what is allowed"
+        line += f", KL within {r.kl_error:.1e}, worst error {r.worst:.0%} of the allowed"
         yield line + (f", {r.milliseconds:.3g} ms" if r.milliseconds is not None else "")
         for case in r.cases:
             if case.problem:

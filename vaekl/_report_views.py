@@ -48,13 +48,16 @@ def verdict(report: DiagnosticsReport) -> str:
             f"{_count(report.nonfinite, 'value')} not finite ({', '.join(parts)}){where}: what "
             "depends on them is NaN."
         )
-    outside = ""
+    more = ""
+    if report.collapsed_units < report.dimensions and report.aggregate_kl > report.kl / 2:
+        share = f"{report.aggregate_kl:.3g} of {report.kl:.3g} nats"
+        more = f"; most of the KL ({share}) is how far all codes together are from the prior"
     if report.logvar_outside:
-        outside = f"; {_percent(report.logvar_outside)} of logvar is outside [-30, 20]"
+        more += f"; {_percent(report.logvar_outside)} of logvar is outside [-30, 20]"
     collapsed, dimensions = report.collapsed_units, report.dimensions
     if collapsed == dimensions:
         all_of = "The only dimension is" if dimensions == 1 else f"All {dimensions} dimensions are"
-        return f"{all_of} collapsed: the codes say next to nothing about the samples{outside}."
+        return f"{all_of} collapsed: the codes say next to nothing about the samples{more}."
     carried = float(report.information[~report.collapsed].sum())
     at_most = f"at most {carried:.3g} nats about which sample a code is of"
     if collapsed:
@@ -62,10 +65,10 @@ def verdict(report: DiagnosticsReport) -> str:
         rest = dimensions - collapsed
         others = "the other one carries" if rest == 1 else f"the other {rest} carry"
         some = f"{collapsed} of {dimensions} dimensions {verb} collapsed"
-        return f"{some}; {others} {at_most}{outside}."
+        return f"{some}; {others} {at_most}{more}."
     if dimensions == 1:
-        return f"The only dimension is not collapsed and carries {at_most}{outside}."
-    return f"None of {dimensions} dimensions is collapsed; together they carry {at_most}{outside}."
+        return f"The only dimension is not collapsed and carries {at_most}{more}."
+    return f"None of {dimensions} dimensions is collapsed; together they carry {at_most}{more}."
 
 
 def _dimension(mask: torch.Tensor) -> str:

@@ -1,7 +1,5 @@
 """The public functions: documentation, validation, and a call of the operator."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, cast
 
 import torch
