@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
 BIN = $(VENV)/bin
+# What pdoc warns of, such as an annotation that it cannot resolve, is an error.
+DOCS = PYTHONWARNINGS=error $(BIN)/python -m pdoc -d google -o build/docs vaekl '!vaekl.kernels'
 
-.PHONY: help demo test test-slow test-peers bench codegen clean
+.PHONY: help demo test test-slow test-peers docs which-kl bench codegen clean
 
 help:
 	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
 	@echo "make test   lint, types and the whole suite"
 	@echo "make test-slow  the machine code of every kernel variant (minutes)"
 	@echo "make test-peers  values and gradients beside the code of diffusers, pythae, keras, ..."
+	@echo "make docs   the API's documentation, in build/docs/"
+	@echo "make which-kl  the trainings and figures of docs/which-kl.md"
 	@echo "make bench  benchmarks of every backend this machine has; results in bench/out/"
 	@echo "make codegen  a table of the kernels' machine code for four GPUs"
 	@echo "make clean  remove the environment and what was built"
@@ -32,6 +36,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(DOCS)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(VENV)/.installed
@@ -53,6 +58,13 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints-peers.txt
 
 test-peers: $(PEERS_VENV)/.installed
 	$(PEERS_VENV)/bin/python -m pytest tests/peers -m peers
+
+docs: $(VENV)/.installed
+	$(DOCS)
+
+which-kl: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python examples/which_kl.py --out docs/which-kl
+	$(BIN)/python bench/pages.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --out bench/out

@@ -34,7 +34,7 @@ def initialise(target: str) -> None:
     stub_driver.use(target)
 
 
-def compile_variant(target: str, variant: variants.Variant) -> list[dict[str, Any]]:
+def compile_variant(target: str, variant: variants.AnyVariant) -> list[dict[str, Any]]:
     """A row for each kernel that the launcher compiles for this variant."""
     rows = []
     for name, compiled, grid in variants.launch(variant):
@@ -58,7 +58,9 @@ def compile_variant(target: str, variant: variants.Variant) -> list[dict[str, An
     return rows
 
 
-def compile_all(chosen: list[variants.Variant], targets: list[str], workers: int = 2) -> list[Any]:
+def compile_all(
+    chosen: list[variants.AnyVariant], targets: list[str], workers: int = 2
+) -> list[Any]:
     """Rows of every variant on every target, in order; Triton's cache makes a second run quick."""
     rows: list[Any] = []
     context = multiprocessing.get_context("spawn")

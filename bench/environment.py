@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from vaekl._environment import cpu_name, version
 
 
 def _output(*command: str) -> str | None:
@@ -22,23 +23,6 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None
-
-
-def cpu_name() -> str:
-    """The model of the processor."""
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor() or platform.machine()
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package, None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def describe(device: str, commit: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The calls whose kernels codegen.py compiles, and how to make the launcher compile them."""
+"""The calls whose kernels codegen.py compiles, and how to make the launchers compile them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaekl import _launch, _layout
+from vaekl import _launch, _layout, _statistics_triton
 from vaekl._options import Options
 
 DTYPES = {
@@ -49,8 +49,25 @@ class Variant(NamedTuple):
         return " ".join([self.dtype, self.shape, *outputs, *flags])
 
 
-def subset() -> list[Variant]:
-    """A dozen that between them reach every branch of the kernels."""
+class StatisticsVariant(NamedTuple):
+    """The column statistics of diagnose; all in float64."""
+
+    dtype: str
+    shape: str = "many"
+    layout: str = "contiguous"
+
+    @property
+    def name(self) -> str:
+        """Readable, and unique."""
+        flags = [self.layout] if self.layout != "contiguous" else []
+        return " ".join([self.dtype, self.shape, "statistics", *flags])
+
+
+AnyVariant = Variant | StatisticsVariant
+
+
+def subset() -> list[AnyVariant]:
+    """Some that between them reach every branch of the kernels."""
     return [
         Variant("fp32"),
         Variant("bf16"),
@@ -65,10 +82,14 @@ def subset() -> list[Variant]:
         Variant("fp32", layout="channels_last"),
         Variant("bf16", layout="unaligned"),
         Variant("fp32", layout="wide"),
+        StatisticsVariant("fp32"),
+        StatisticsVariant("bf16", "one"),
+        StatisticsVariant("fp64", layout="channels_last"),
+        StatisticsVariant("fp32", layout="wide"),
     ]
 
 
-def matrix() -> list[Variant]:
+def matrix() -> list[AnyVariant]:
     """dtypes x shapes x outputs, and each remaining flag on the main dtypes."""
     chosen = dict.fromkeys(subset())
     outputs = list(itertools.product((None, "none", "batchmean"), (None, "batch", "all")))
@@ -91,10 +112,12 @@ def matrix() -> list[Variant]:
                 chosen[Variant(dtype, upstream=used)] = None
         for needs in ((True, False), (False, True)):
             chosen[Variant(dtype, needs=needs)] = None
+    for dtype, shape in itertools.product(DTYPES, SHAPES):
+        chosen[StatisticsVariant(dtype, shape)] = None
     return list(chosen)
 
 
-def _inputs(variant: Variant) -> list[Tensor]:
+def _inputs(variant: AnyVariant) -> list[Tensor]:
     """mu, logvar, eps, dz."""
     shape, dtype = SHAPES[variant.shape], DTYPES[variant.dtype]
     if variant.layout == "channels_last":
@@ -107,13 +130,14 @@ def _inputs(variant: Variant) -> list[Tensor]:
     return tensors
 
 
-def launch(variant: Variant) -> Iterator[tuple[str, Any, _layout.Grid]]:
+def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, _layout.Grid]]:
     """(kernel name, compiled kernel, grid) of the launches that this call takes."""
-    mu, logvar, eps, dz = _inputs(variant)
-    clamp = (-30.0, 20.0) if variant.clamp else None
-    options = Options(variant.reduction, variant.mean_over, variant.sample, 1, clamp)
-    given = eps if variant.given else None
-    for kernel in (_launch.forward_kernel, _launch.backward_kernel):
+    kernels = {
+        "forward": _launch.forward_kernel,
+        "backward": _launch.backward_kernel,
+        "statistics": _statistics_triton.statistics_kernel,
+    }
+    for kernel in kernels.values():
         kernel.device_caches.clear()
     _launch._warp_size.cache_clear()
     _launch._forward_plans.clear()
@@ -121,24 +145,33 @@ def launch(variant: Variant) -> Iterator[tuple[str, Any, _layout.Grid]]:
     narrow = _layout.NARROW_OFFSETS
     _layout.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow
     _layout.view.cache_clear()
+    mu, logvar, eps, dz = _inputs(variant)
+    config = _layout.current_config()
     try:
-        z, kl, kl_of_mean, state, means = _launch.forward(mu, logvar, given, None, 1, options)
-        upstream = [
-            gradient if used and output is not None else None
-            for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),
-                                              variant.upstream)
-        ]  # fmt: skip
-        if any(gradient is not None for gradient in upstream):
-            needs = (*variant.needs, variant.given)
-            _launch.backward(mu, logvar, given, *upstream, state, means, options, needs)
+        if isinstance(variant, Variant):
+            _call(variant, mu, logvar, eps, dz)
+        else:
+            _statistics_triton.sums(mu, logvar, 1)
+            config = _statistics_triton.config()
     finally:
         _layout.NARROW_OFFSETS = narrow
         _layout.view.cache_clear()
-    batch, event = mu.shape[0], mu[0].numel()
-    grid = _layout.grid(batch, event, _layout.current_config())
-    for name, kernel in (
-        ("forward", _launch.forward_kernel),
-        ("backward", _launch.backward_kernel),
-    ):
+    grid = _layout.grid(mu.shape[0], mu[0].numel(), config)
+    for name, kernel in kernels.items():
         for compiled in kernel.device_caches[0][0].values() if kernel.device_caches else ():
             yield name, compiled, grid
+
+
+def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor) -> None:
+    clamp = (-30.0, 20.0) if variant.clamp else None
+    options = Options(variant.reduction, variant.mean_over, variant.sample, 1, clamp)
+    given = eps if variant.given else None
+    z, kl, kl_of_mean, state, means = _launch.forward(mu, logvar, given, None, 1, options)
+    upstream = [
+        gradient if used and output is not None else None
+        for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),
+                                          variant.upstream)
+    ]  # fmt: skip
+    if any(gradient is not None for gradient in upstream):
+        needs = (*variant.needs, variant.given)
+        _launch.backward(mu, logvar, given, *upstream, state, means, options, needs)

@@ -1,9 +1,10 @@
 """Device code of vaekl, installed as ``vaekl.kernels``; it imports its compiler and itself only.
 
 Reading order: ``gaussian`` (one element's terms), ``philox`` (noise), ``tile`` (strides),
-``reduction`` (sums finished inside the launch), then the kernels ``forward`` and ``backward``.
-Their twins for CPUs, compiled by numba: ``cpu`` (how work is divided), ``cpu_math``, ``cpu_noise``,
-``cpu_memory``, ``cpu_blocks``, then ``cpu_forward`` and ``cpu_backward``.
+``reduction`` (sums finished inside the launch), then the kernels ``forward``, ``backward`` and
+``statistics``. Their twins for CPUs, compiled by numba: ``cpu`` (how work is divided),
+``cpu_math``, ``cpu_noise``, ``cpu_memory``, ``cpu_blocks``, then ``cpu_forward``, ``cpu_backward``
+and ``cpu_statistics``.
 
 Grammar: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``i_`` program ids, ``b_`` blocks of values.
 """

@@ -1,4 +1,4 @@
-"""CPU kernels: the twins of ``forward`` and ``backward``, compiled by numba.
+"""CPU kernels: the twins of ``forward``, ``backward`` and ``statistics``, compiled by numba.
 
 The batch is cut into pieces: column tiles (at most BLOCK wide) x row ranges. Workers (threads that
 call the same kernel with the same arguments) take the next chunk of pieces until none is left, and
@@ -17,6 +17,7 @@ from .cpu_backward import backward
 from .cpu_blocks import ALL, BATCH, BLOCK, BUFFERS, NONE
 from .cpu_forward import forward
 from .cpu_memory import BF16, F16, F32, F64
+from .cpu_statistics import STATISTICS_BUFFERS, SUMS, statistics
 
 __all__ = [
     "ALL",
@@ -28,8 +29,11 @@ __all__ = [
     "F32",
     "F64",
     "NONE",
+    "STATISTICS_BUFFERS",
+    "SUMS",
     "backward",
     "forward",
+    "statistics",
 ]
 
 # numba takes a change of a kernel's own file alone for a change of its code; all these go into it.
@@ -38,7 +42,7 @@ _SOURCES = [
     Path(__file__).with_name("coefficients.py"),
 ]
 _STAMPS = tuple((status.st_mtime, status.st_size) for status in (p.stat() for p in _SOURCES))
-for _kernel in (forward, backward):
+for _kernel in (forward, backward, statistics):
     with suppress(RuntimeError):  # no folder that can be written to: compiled in each process
         _kernel.enable_caching()
         _kernel._cache._cache_file._source_stamp = _STAMPS

@@ -49,6 +49,8 @@ def test_wheel_content(wheel):
         for path in folder.glob("*.py"):
             assert f"{inside}/{path.name}" in names
     assert "vaekl/py.typed" in names
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "vaekl = vaekl.__main__:main" in wheel.read(entry_points).decode()
 
 
 def test_wheel_requirements(wheel):
@@ -95,7 +97,7 @@ def test_import_is_lazy_and_quick():
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - had}))"
     )
     runs = [python(code).splitlines() for _ in range(3)]
-    assert not {"triton", "numba", "scipy", "matplotlib"} & set(runs[0][1].split())
+    assert not {"triton", "numba", "scipy", "matplotlib", "rich"} & set(runs[0][1].split())
     assert min(float(run[0]) for run in runs) < 0.05
 
 
@@ -103,4 +105,5 @@ def test_public_names_are_the_designs():
     names = ["ReparamKL", "kl_loss", "kl_of_mean", "nn", "reference"]
     names += ["reparameterize", "reparameterize_kl", "reparameterize_kl_moments"]
     names += ["distributions", "patch_diffusers"]
+    names += ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
     assert python("import vaekl; print(*sorted(vaekl.__all__))").split() == sorted(names)

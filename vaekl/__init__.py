@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import distributions, nn, reference
 from ._results import ReparamKL
+from .diagnostics import DiagnosticsAccumulator, DiagnosticsReport, diagnose
 from .distributions import patch_diffusers
 from .functional import (
     kl_loss,
@@ -16,7 +17,10 @@ from .functional import (
 __version__ = _version("vaekl")
 
 __all__ = [
+    "DiagnosticsAccumulator",
+    "DiagnosticsReport",
     "ReparamKL",
+    "diagnose",
     "distributions",
     "kl_loss",
     "kl_of_mean",

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Where exp(logvar) is of use in float32; implementations of VAEs clamp logvar to it.
+LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class Options(NamedTuple):

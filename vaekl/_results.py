@@ -1,7 +1,5 @@
 """What the public functions return, for users and for type checkers."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Generic, NamedTuple
 
 from torch import Tensor

@@ -177,4 +177,5 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
 
 
 def _interpreting() -> bool:
+    """Do Triton's kernels run under its interpreter?"""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")

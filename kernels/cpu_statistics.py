@@ -1,0 +1,98 @@
+"""CPU code: column sums over the samples in one pass; the twin of ``statistics`` (see there)."""
+
+import numpy as np
+from numba import njit
+
+from .cpu_blocks import (
+    BLOCK,
+    CHUNK,
+    accumulate,
+    await_others,
+    block,
+    counts,
+    geometry,
+    operand,
+    shape_of,
+)
+from .cpu_forward import WIDTH, add_rows, fold
+from .cpu_math import JIT, exp_terms
+from .cpu_memory import fetch_add, source, write
+
+SUMS = 8
+#: A worker's memory, in blocks: mu, logvar, the terms, their sums, and the shift of each element.
+STATISTICS_BUFFERS = 2 + 2 * SUMS + 1
+
+
+@njit(**JIT)
+def statistics_terms(mu, logvar, shift, low, high, terms):
+    """What is summed, element by element: terms [SUMS, n]."""
+    for i in range(len(mu)):
+        std, _, phi = exp_terms(logvar[i])
+        distance = mu[i] - shift[i]
+        terms[0, i] = distance
+        terms[1, i] = distance * distance
+        terms[2, i] = logvar[i]
+        terms[3, i] = std * std
+        terms[4, i] = phi
+        finite = abs(logvar[i]) < np.inf
+        outside = finite & ((logvar[i] < low) | (logvar[i] > high))
+        terms[5, i] = 0.0 if abs(mu[i]) < np.inf else 1.0
+        terms[6, i] = 0.0 if finite else 1.0
+        terms[7, i] = 1.0 if outside else 0.0
+
+
+@njit(**JIT)
+def statistics(
+    work,  # this worker's own: STATISTICS_BUFFERS blocks of float64
+    numbers,  # (low, high): logvar is outside
+    plan,  # int64: what is fixed about the call, see cpu_blocks
+    shared,  # float64 zeros: counters (as int64) and sums of all workers
+    mu, logvar, out,  # addresses; out float64[SUMS + 1, D]
+):  # fmt: skip
+    """Column sums: pieces until none is left; True if all are done."""
+    shape = shape_of(plan)
+    _, D, inner, _, _ = shape
+    t_mu, t_logvar = operand(plan, 0, mu), operand(plan, 1, logvar)
+    n_tiles, n_ranges = counts(shape)
+    n_pieces, chunk, counters = n_tiles * n_ranges, plan[CHUNK], shared.ctypes.data
+    n_chunks = (n_pieces + chunk - 1) // chunk
+    # Counters: chunks taken, done, (unused); then ranges done of each tile.
+    columns = shared[3 + n_tiles :].reshape(n_ranges, SUMS, D)
+    shift = block(work, 2 + 2 * SUMS, BLOCK)
+    while True:
+        i_chunk = fetch_add(counters, 0)
+        if i_chunk >= n_chunks:
+            break
+        for piece in range(i_chunk * chunk, min((i_chunk + 1) * chunk, n_pieces)):
+            col, cols, block_rows, first_row, end_row, i_tile, i_range = geometry(shape, piece)
+            first = source(t_mu, (D, inner, 0, 1, col, cols), block(work, 0, cols))
+            for start in range(0, block_rows * cols, cols):
+                shift[start : start + cols] = first
+            width = cols * max(min(WIDTH // cols, block_rows), 1)
+            sums = block(work, 2 + SUMS, SUMS * BLOCK).reshape(SUMS, BLOCK)[:, :width]
+            sums[:] = 0.0
+            for row in range(first_row, end_row, block_rows):
+                rows = min(block_rows, end_row - row)
+                n = rows * cols
+                place = (D, inner, row, rows, col, cols)
+                b_mu = source(t_mu, place, block(work, 0, n))
+                b_logvar = source(t_logvar, place, block(work, 1, n))
+                terms = block(work, 2, SUMS * BLOCK).reshape(SUMS, BLOCK)[:, :n]
+                statistics_terms(b_mu, b_logvar, shift, numbers[0], numbers[1], terms)
+                for i in range(SUMS):
+                    add_rows(sums[i], terms[i])
+            for i in range(SUMS):
+                fold(sums[i], cols)
+                columns[i_range, i, col : col + cols] = sums[i, :cols]
+            if fetch_add(counters, 3 + i_tile) == n_ranges - 1:
+                for i in range(SUMS):
+                    total = sums[i, :cols]
+                    total[:] = 0.0
+                    for r in range(n_ranges):
+                        accumulate(total, columns[r, i, col : col + cols])
+                    for j in range(cols):
+                        write(out, i * D + col + j, total[j])
+                for j in range(cols):
+                    write(out, SUMS * D + col + j, shift[j])
+        fetch_add(counters, 1)
+    return await_others(counters, n_chunks)

@@ -1,0 +1,123 @@
+"""The statistics kernel: sums of every column over the samples of a batch, in one launch.
+
+With the shift s = mu[0, j], which keeps the variance of mu from cancelling, the rows of ``out`` are
+the sums over b of
+
+    mu - s,  (mu - s)^2,  l,  e^l,  phi(l),  [mu not finite],  [l not finite],  [l outside]
+
+and s itself. All in float64, float16 inputs too: a diagnosis is no part of a training step.
+
+Reads mu and logvar; writes [9, D]. Grid (column tiles, row ranges): a program walks down its rows
+with sums in registers, and the last to arrive of a column tile adds those of the row ranges.
+"""
+
+import triton
+import triton.language as tl
+
+from .gaussian import exp_terms
+from .reduction import arrive, sum_rows
+from .tile import offsets, program
+
+SUMS = tl.constexpr(8)
+
+
+@triton.jit
+def _is_finite(b_values):
+    return tl.abs(b_values) < float("inf")
+
+
+@triton.jit(do_not_specialize=["B", "rows_per_range"])
+def statistics_kernel(
+    p_mu,  # [B, D]
+    p_logvar,  # [B, D]
+    p_out,  # float64[9, D]
+    p_scratch,  # float64[ranges, 8, D], None where there is one range
+    p_counters,  # int32[tiles], zero between launches
+    low: tl.float64,  # logvar is outside of [low, high]
+    high: tl.float64,
+    B,
+    D,
+    inner,
+    rows_per_range,
+    mu_row, mu_outer, mu_inner,
+    logvar_row, logvar_outer, logvar_inner,
+    SPLIT_ROWS: tl.constexpr,  # there are several row ranges
+    SPLIT_EVENT: tl.constexpr,
+    WIDE: tl.constexpr,  # int64 offsets
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    i_range = program(1, WIDE)
+    n_ranges = tl.num_programs(1)
+    o_col = program(0, WIDE) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    m_col = o_col < D
+
+    o_first = offsets(tl.arange(0, 1), o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
+    b_shift = tl.load(p_mu + o_first, m_col[None, :], 0.0).to(tl.float64)
+
+    b_shifted = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float64)
+    b_squares = b_shifted
+    b_logvars = b_shifted
+    b_exps = b_shifted
+    b_phis = b_shifted
+    b_bad_mu = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.int32)
+    b_bad_logvar = b_bad_mu
+    b_outside = b_bad_mu
+    first_row = i_range * rows_per_range
+    for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
+        o_row = row + tl.arange(0, BLOCK_ROWS)
+        m_tile = (o_row < B)[:, None] & m_col[None, :]
+        o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
+        o_logvar = offsets(o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT)
+        b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(tl.float64)
+        b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(tl.float64)
+        b_distance = tl.where(m_tile, b_mu - b_shift, 0.0)
+        b_shifted += b_distance
+        b_squares += b_distance * b_distance
+        _, _, b_phi = exp_terms(b_logvar)
+        b_logvars += b_logvar
+        b_exps += tl.where(m_tile, tl.exp(b_logvar), 0.0)
+        b_phis += b_phi
+        b_finite = _is_finite(b_logvar)
+        b_bad_mu += (~_is_finite(b_mu)).to(tl.int32)
+        b_bad_logvar += (~b_finite).to(tl.int32)
+        b_outside += (b_finite & ((b_logvar < low) | (b_logvar > high))).to(tl.int32)
+
+    if SPLIT_ROWS:
+        p_first = p_scratch + i_range.to(tl.int64) * SUMS * D + o_col
+    else:
+        p_first = p_out + o_col
+    p_row = p_first
+    tl.store(p_row, tl.sum(b_shifted, axis=0), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_squares, axis=0), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_logvars, axis=0), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_exps, axis=0), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_phis, axis=0), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_bad_mu, axis=0).to(tl.float64), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_bad_logvar, axis=0).to(tl.float64), m_col)
+    p_row += D
+    tl.store(p_row, tl.sum(b_outside, axis=0).to(tl.float64), m_col)
+
+    is_last = True
+    if SPLIT_ROWS:
+        is_last = arrive(p_counters + tl.program_id(0), n_ranges)
+    if is_last:
+        p_total = p_out
+        stride = tl.full([], SUMS, tl.int64) * D
+        if SPLIT_ROWS:
+            p_partial = p_scratch
+        for _ in tl.static_range(SUMS):
+            if SPLIT_ROWS:
+                b_sum = sum_rows(
+                    p_partial, stride, n_ranges, o_col, m_col, tl.float64, BLOCK_ROWS, BLOCK_COLS
+                )
+                tl.store(p_total + o_col, b_sum, m_col)
+                p_partial += D
+            p_total += D
+        tl.store(p_total + o_col[None, :], b_shift, m_col[None, :])

@@ -1,0 +1,94 @@
+"""Column statistics of a batch: what :mod:`vaekl.diagnostics` is worked out from.
+
+Each backend gives the same sums over the samples, ``[ROWS, D]`` in float64, from one pass over mu
+and logvar. All of it is float64, whatever the inputs: a diagnosis is taken now and then, and one
+that depended on the precision of the training would be one more thing to doubt.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._eager import phi
+from ._options import LOGVAR_RANGE, sizes
+
+#: What the sums are of, with s = mu[0] as the shift: a variance from plain sums of squares would
+#: cancel where the mean is large. The last row is the shift itself.
+ROWS = ("mu - s", "(mu - s)^2", "logvar", "exp(logvar)", "phi(logvar)",
+        "mu not finite", "logvar not finite", "logvar outside", "s")  # fmt: skip
+
+_MODULES = {"triton": "vaekl._statistics_triton", "cpu": "vaekl._statistics_cpu"}
+_CHUNK = 2**20  # elements that the eager backend widens to float64 at a time
+
+
+class Statistics(NamedTuple):
+    """Of each element of an event, over the samples; float64 and int64 on the CPU, [D]."""
+
+    samples: int
+    event: torch.Size
+    mean_mu: Tensor
+    squares_mu: Tensor  # sum of (mu - mean_mu)^2
+    mean_logvar: Tensor
+    mean_exp: Tensor
+    mean_phi: Tensor
+    nonfinite_mu: Tensor
+    nonfinite_logvar: Tensor
+    logvar_outside: Tensor
+
+
+def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statistics:
+    """The statistics of one batch of at least one sample. No gradient; waits for the device."""
+    mu, logvar = (t.detach().resolve_neg() for t in (mu, logvar))
+    if backend == "eager":
+        sums = _sums(mu, logvar, batch_dims)
+    else:
+        sums = importlib.import_module(_MODULES[backend]).sums(mu, logvar, batch_dims)
+    n = sizes(mu.shape, batch_dims)[0]
+    shifted, squares, logvar_sum, exp_sum, phi_sum, *counts, shift = sums.cpu()
+    return Statistics(
+        n,
+        mu.shape[batch_dims:],
+        shift + shifted / n,
+        (squares - shifted * shifted / n).clamp_min_(0),
+        logvar_sum / n,
+        exp_sum / n,
+        phi_sum / n,
+        *(count.long() for count in counts),
+    )
+
+
+def merged(a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of all samples of both (Chan, Golub & LeVeque 1979)."""
+    n = a.samples + b.samples
+    of_a, of_b = a.samples / n, b.samples / n
+    distance = b.mean_mu - a.mean_mu
+    return Statistics(
+        n,
+        a.event,
+        of_a * a.mean_mu + of_b * b.mean_mu,
+        a.squares_mu + b.squares_mu + distance * distance * (a.samples * of_b),
+        *(of_a * x + of_b * y for x, y in zip(a[4:7], b[4:7])),
+        *(x + y for x, y in zip(a[7:], b[7:])),
+    )
+
+
+def _sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
+    """The eager backend."""
+    batch, event = sizes(mu.shape, batch_dims)
+    if mu.device.type not in ("cpu", "cuda"):  # some have no float64
+        mu, logvar = mu.cpu(), logvar.cpu()
+    rows = max(_CHUNK // event, 1)
+    shift = mu.reshape(batch, event)[:1].double()
+    low, high = LOGVAR_RANGE
+    total = torch.zeros(len(ROWS) - 1, event, dtype=torch.float64, device=mu.device)
+    for m, v in zip(mu.reshape(batch, event).split(rows), logvar.reshape(batch, event).split(rows)):
+        m, v = m.double(), v.double()
+        finite = v.isfinite()
+        shifted, outside = m - shift, finite & ((v < low) | (v > high))
+        terms = (shifted, shifted * shifted, v, v.exp(), phi(v), ~m.isfinite(), ~finite, outside)
+        total += torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
+    return torch.cat([total, shift])

@@ -1,0 +1,131 @@
+"""What a batch of posteriors says about the latent code: both KLs, and what lies between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import _validate
+from ._report import DiagnosticsReport, evaluate
+from ._statistics import Statistics, collect, merged
+
+__all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
+
+
+class DiagnosticsAccumulator:
+    """Statistics of many batches, as of all their samples at once; no sample is kept.
+
+    ```python
+    accumulator = vaekl.DiagnosticsAccumulator()
+    for images in loader:
+        accumulator.update(*encoder(images).chunk(2, dim=-1))
+    print(accumulator.report())
+    ```
+
+    Accumulators of several workers (they can be pickled, so for instance
+    ``torch.distributed.all_gather_object``) are merged by :meth:`merge`. Batches are combined in
+    float64 by the update of Chan, Golub & LeVeque (1979).
+
+    Args:
+        batch_dims: Number of leading axes that index samples.
+        backend: As in :func:`vaekl.reparameterize_kl`.
+    """
+
+    def __init__(self, *, batch_dims: int = 1, backend: str = "auto") -> None:
+        _validate.choice("backend", backend, _validate.BACKENDS)
+        _validate.integer("batch_dims", batch_dims, 0, 64)
+        self._options: dict[str, Any] = {"batch_dims": batch_dims, "backend": backend}
+        self._statistics: Statistics | None = None
+
+    def update(self, mu: Tensor, logvar: Tensor) -> DiagnosticsAccumulator:
+        """Add a batch, of any number of samples; arguments and errors as in :func:`diagnose`.
+
+        Returns:
+            The accumulator itself.
+
+        Raises:
+            ValueError: The batch's events have another shape than those before.
+        """
+        batch_dims = self._options["batch_dims"]
+        _validate.parameters(mu, logvar, batch_dims)
+        if self._statistics is not None and mu.shape[batch_dims:] != self._statistics.event:
+            raise ValueError(
+                f"mu must have events of shape {tuple(self._statistics.event)}, as the batches "
+                f"before; got mu of shape {tuple(mu.shape)} with batch_dims={batch_dims}"
+            )
+        if 0 not in mu.shape[:batch_dims]:
+            self._add(_statistics(mu, logvar, **self._options))
+        return self
+
+    def merge(self, other: DiagnosticsAccumulator) -> DiagnosticsAccumulator:
+        """Add what another accumulator has seen; the other is not changed.
+
+        Returns:
+            The accumulator itself.
+
+        Raises:
+            TypeError: ``other`` is no accumulator.
+            ValueError: Its events have another shape.
+        """
+        if not isinstance(other, DiagnosticsAccumulator):
+            raise TypeError(f"other must be a DiagnosticsAccumulator, got {type(other).__name__}")
+        mine, theirs = self._statistics, other._statistics
+        if mine is not None and theirs is not None and mine.event != theirs.event:
+            raise ValueError(
+                f"other must have events of shape {tuple(mine.event)}, got {tuple(theirs.event)}"
+            )
+        if theirs is not None:
+            self._add(theirs)
+        return self
+
+    def _add(self, new: Statistics) -> None:
+        self._statistics = new if self._statistics is None else merged(self._statistics, new)
+
+    @property
+    def samples(self) -> int:
+        """How many samples there have been."""
+        return 0 if self._statistics is None else self._statistics.samples
+
+    def report(self) -> DiagnosticsReport:
+        """The report of all samples so far.
+
+        Raises:
+            ValueError: There have been none.
+        """
+        if self._statistics is None:
+            raise ValueError("there is nothing to report: update() has seen no samples")
+        return evaluate(self._statistics)
+
+
+def diagnose(
+    mu: Tensor, logvar: Tensor, *, batch_dims: int = 1, backend: str = "auto"
+) -> DiagnosticsReport:
+    """What a batch's posteriors N(mu, exp(logvar)) say: both KLs, information, collapse.
+
+    One pass over mu and logvar, in float64; no gradient, and it waits for the device.
+
+    Args:
+        mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
+        logvar: Log variances, the shape and device of mu.
+        batch_dims: Number of leading axes that index samples; all of them together are the batch.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
+
+    Returns:
+        :class:`DiagnosticsReport`: print it, or see its ``to_dict()`` and ``plot()``.
+
+    Raises:
+        TypeError: An argument of the wrong type or dtype.
+        ValueError: A shape, device or option that does not fit, or no elements at all.
+        ModuleNotFoundError: A backend asked for by name is not installed.
+    """
+    return evaluate(_statistics(mu, logvar, batch_dims, backend))
+
+
+def _statistics(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statistics:
+    _validate.parameters(mu, logvar, batch_dims)
+    if mu.numel() == 0:
+        raise ValueError(f"mu must have at least one element, got shape {tuple(mu.shape)}")
+    if mu.is_meta:
+        raise ValueError("mu must have values, got a tensor on the meta device")
+    return collect(mu, logvar, batch_dims, _validate.resolve_backend(backend, mu.device))
