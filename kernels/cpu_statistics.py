@@ -19,26 +19,34 @@ from .cpu_math import JIT, exp_terms
 from .cpu_memory import fetch_add, source, write
 
 SUMS = 8
-#: A worker's memory, in blocks: mu, logvar, the terms, their sums, and the shift of each element.
-STATISTICS_BUFFERS = 2 + 2 * SUMS + 1
+#: A worker's memory, in blocks: mu, logvar, what else is summed, the sums, the shifts.
+STATISTICS_BUFFERS = 9 + SUMS + 1
+
+
+# One loop each: LLVM does not vectorise a loop over all of these arrays, which might overlap.
 
 
 @njit(**JIT)
-def statistics_terms(mu, logvar, shift, low, high, terms):
-    """What is summed, element by element: terms [SUMS, n]."""
+def mu_terms(mu, shift, distance, square, bad):
     for i in range(len(mu)):
-        std, _, phi = exp_terms(logvar[i])
-        distance = mu[i] - shift[i]
-        terms[0, i] = distance
-        terms[1, i] = distance * distance
-        terms[2, i] = logvar[i]
-        terms[3, i] = std * std
-        terms[4, i] = phi
+        distance[i] = mu[i] - shift[i]
+        square[i] = (mu[i] - shift[i]) * (mu[i] - shift[i])
+        bad[i] = 0.0 if abs(mu[i]) < np.inf else 1.0
+
+
+@njit(**JIT)
+def exp_phi(logvar, exp, phi):
+    for i in range(len(logvar)):
+        std, _, phi[i] = exp_terms(logvar[i])
+        exp[i] = std * std
+
+
+@njit(**JIT)
+def logvar_flags(logvar, low, high, bad, outside):
+    for i in range(len(logvar)):
         finite = abs(logvar[i]) < np.inf
-        outside = finite & ((logvar[i] < low) | (logvar[i] > high))
-        terms[5, i] = 0.0 if abs(mu[i]) < np.inf else 1.0
-        terms[6, i] = 0.0 if finite else 1.0
-        terms[7, i] = 1.0 if outside else 0.0
+        bad[i] = 0.0 if finite else 1.0
+        outside[i] = 1.0 if finite & ((logvar[i] < low) | (logvar[i] > high)) else 0.0
 
 
 @njit(**JIT)
@@ -58,7 +66,7 @@ def statistics(
     n_chunks = (n_pieces + chunk - 1) // chunk
     # Counters: chunks taken, done, (unused); then ranges done of each tile.
     columns = shared[3 + n_tiles :].reshape(n_ranges, SUMS, D)
-    shift = block(work, 2 + 2 * SUMS, BLOCK)
+    shift = block(work, 9 + SUMS, BLOCK)
     while True:
         i_chunk = fetch_add(counters, 0)
         if i_chunk >= n_chunks:
@@ -69,7 +77,7 @@ def statistics(
             for start in range(0, block_rows * cols, cols):
                 shift[start : start + cols] = first
             width = cols * max(min(WIDTH // cols, block_rows), 1)
-            sums = block(work, 2 + SUMS, SUMS * BLOCK).reshape(SUMS, BLOCK)[:, :width]
+            sums = block(work, 9, SUMS * BLOCK).reshape(SUMS, BLOCK)[:, :width]
             sums[:] = 0.0
             for row in range(first_row, end_row, block_rows):
                 rows = min(block_rows, end_row - row)
@@ -77,10 +85,21 @@ def statistics(
                 place = (D, inner, row, rows, col, cols)
                 b_mu = source(t_mu, place, block(work, 0, n))
                 b_logvar = source(t_logvar, place, block(work, 1, n))
-                terms = block(work, 2, SUMS * BLOCK).reshape(SUMS, BLOCK)[:, :n]
-                statistics_terms(b_mu, b_logvar, shift, numbers[0], numbers[1], terms)
-                for i in range(SUMS):
-                    add_rows(sums[i], terms[i])
+                distance, square, exp, phi, bad_mu, bad_logvar, outside = (
+                    block(work, 2, n), block(work, 3, n), block(work, 4, n), block(work, 5, n),
+                    block(work, 6, n), block(work, 7, n), block(work, 8, n),
+                )  # fmt: skip
+                mu_terms(b_mu, shift, distance, square, bad_mu)
+                exp_phi(b_logvar, exp, phi)
+                logvar_flags(b_logvar, numbers[0], numbers[1], bad_logvar, outside)
+                add_rows(sums[0], distance)
+                add_rows(sums[1], square)
+                add_rows(sums[2], b_logvar)
+                add_rows(sums[3], exp)
+                add_rows(sums[4], phi)
+                add_rows(sums[5], bad_mu)
+                add_rows(sums[6], bad_logvar)
+                add_rows(sums[7], outside)
             for i in range(SUMS):
                 fold(sums[i], cols)
                 columns[i_range, i, col : col + cols] = sums[i, :cols]

@@ -155,8 +155,8 @@ def test_what_cannot_run_says_why(quick, monkeypatch, capsys):
     monkeypatch.setattr(_validate, "has_numba", lambda: False)
     assert main(["check"]) == 0
     printed = capsys.readouterr().out
-    assert "triton     not available no CUDA or ROCm device that torch can use" in printed
-    assert "cpu        not available needs numba: pip install 'vaekl[cpu]'" in printed
+    assert "triton     not available: no CUDA or ROCm device that torch can use" in printed
+    assert "cpu        not available: needs numba: pip install 'vaekl[cpu]'" in printed
     assert "eager      ok" in printed
     monkeypatch.setattr(_validate, "has_triton", lambda: False)
     assert _check.where("triton").reason.startswith("needs triton: pip install")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _layout
+from vaekl import _layout, _statistics
 from vaekl.testing import CONFIGS, make_inputs
 
 pytestmark = [
@@ -94,6 +94,23 @@ def test_one_launch_each_way(shape, reduction, mean_over, noise, device, unpoiso
     device_work(call)  # the profiler, too, starts up
     names = device_work(call)
     assert [name.split("_kernel")[0] for name in names] == ["forward", "backward"], names
+
+
+@pytest.mark.parametrize("shape", [(128, 20), (1000, 700), (20_000, 33), (3, 9000)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_statistics_are_one_launch(shape, dtype, device, unpoisoned):
+    """And their sums are those of the eager backend, every time."""
+    from vaekl import _statistics_triton  # needs triton
+
+    mu, logvar = make_inputs(shape, dtype=dtype, device=device)
+    sums = _statistics_triton.sums(mu, logvar, 1)  # compiles; counters and scratch are there
+    device_work(lambda: _statistics_triton.sums(mu, logvar, 1))
+    names = device_work(lambda: _statistics_triton.sums(mu, logvar, 1))
+    assert [name.split("_kernel")[0] for name in names] == ["statistics"], names
+    expected = _statistics._sums(mu, logvar, 1)
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-9)
+    for _ in range(50):
+        assert torch.equal(_statistics_triton.sums(mu, logvar, 1), sums)
 
 
 def test_the_host_never_waits(device, unpoisoned):

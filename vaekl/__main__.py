@@ -73,11 +73,11 @@ def _lines(results: list[_check.BackendResult]) -> Iterator[str]:
     shape = "x".join(map(str, _check.SPEED_SHAPE))
     yield f"backends     (speed: forward + backward of {shape} float32)"
     for r in results:
-        line = f"  {r.name:<10} {r.status:<14}"
         if r.reason is not None:
-            yield f"{line}{r.reason}"
+            yield f"  {r.name:<10} {r.status}: {r.reason}"
             continue
-        line += f"on {r.device}{', interpreted' if r.interpreted else ''}: {len(r.cases)} cases"
+        place = f"{r.device}, interpreted" if r.interpreted else r.device
+        line = f"  {r.name:<10} {r.status:<6} on {place}: {len(r.cases)} cases"
         line += f", KL within {r.kl_error:.1e}, worst error {r.worst:.0%} of the allowed"
         yield line + (f", {r.milliseconds:.3g} ms" if r.milliseconds is not None else "")
         for case in r.cases:

@@ -76,7 +76,7 @@ class Launch:
         flags = (chunk, per_row, mean_over, options.clamp is not None, denominator)
         tensors = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
         flat = (*shape, *flags, arrangement.dkl_row, *chain.from_iterable(tensors))
-        self.kernel = kernel
+        self.kernel, self.buffers = kernel, kernels.BUFFERS
         self.plan = np.array(flat, np.int64)
         self.numbers = np.array(options.clamp or (0, 0), str(dtype).removeprefix("torch."))
         #: Counters and sums, as `forward` in kernels/cpu_forward.py divides them; backward's fit.
@@ -90,7 +90,7 @@ class Launch:
         shared = np.zeros(self.shared)
 
         def work() -> bool:
-            own = np.empty(kernels.BUFFERS * kernels.BLOCK, self.numbers.dtype)
+            own = np.empty(self.buffers * kernels.BLOCK, self.numbers.dtype)
             return self.kernel(own, self.numbers, self.plan, shared, *addresses)
 
         if self.most_threads < 2:

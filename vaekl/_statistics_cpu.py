@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,13 +21,10 @@ class _Launch(Launch):
     ) -> None:
         dtypes = [mu.dtype, logvar.dtype]
         super().__init__(kernels.statistics, arrangement, dtypes, torch.float64, options)
-        self.numbers = np.array(LOGVAR_RANGE)
+        self.numbers, self.buffers = np.array(LOGVAR_RANGE), kernels.STATISTICS_BUFFERS
         batch, event, _, tile_cols, range_rows = (int(n) for n in self.plan[:5])
         tiles, ranges = -(-event // tile_cols), -(-batch // range_rows)
         self.shared = 3 + tiles + ranges * kernels.SUMS * event
-
-    def _work(self) -> Any:
-        return np.empty(kernels.STATISTICS_BUFFERS * kernels.BLOCK)
 
 
 def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
