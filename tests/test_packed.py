@@ -395,3 +395,38 @@ def test_compiled_graph_holds_the_operator(device):
     assert torch.equal(gradient, expected)
     assert "vaekl.reparameterize_kl_moments_backward.default" in names
     assert not any("cat" in name for name in names)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap of grad", "jvp", "hessian"])
+def test_transforms_see_two_views(transform, backend, device, forward_mode):
+    """torch.func gets of packed moments what it gets of their halves."""
+    moments = make_inputs((3, 4, 6), dtype=torch.float64, device=device)[0]
+
+    def loss(call):
+        def function(m):
+            z, kl, of_mean = call(m)
+            return z.square().sum() + kl + of_mean
+
+        return function
+
+    options = {"seed": 3, "backend": backend}
+    packed = loss(lambda m: vaekl.reparameterize_kl_moments(m, **options))
+    pair = loss(lambda m: vaekl.reparameterize_kl(*m.chunk(2, 1), **options))
+    func = torch.func
+    apply = {
+        "grad": lambda f: func.grad(f)(moments[0]),
+        "vmap of grad": lambda f: func.vmap(func.grad(f))(moments),
+        "jvp": lambda f: func.jvp(f, (moments[0],), (torch.ones_like(moments[0]),))[1],
+        "hessian": lambda f: func.hessian(f)(moments[0]),
+    }[transform]
+    torch.testing.assert_close(apply(packed), apply(pair))
+
+
+def test_batched_gradients(backend, device):
+    """is_grads_batched of torch.autograd.grad, which hands backward a tensor for many."""
+    moments = make_moments((4, 6), device=device)
+    z = vaekl.reparameterize_kl_moments(moments, seed=3, backend=backend).z
+    rows = torch.eye(12, device=device).reshape(12, 4, 3)
+    (together,) = torch.autograd.grad(z, moments, rows, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(z, moments, row, retain_graph=True)[0] for row in rows]
+    torch.testing.assert_close(together, torch.stack(alone))
