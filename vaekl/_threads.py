@@ -57,6 +57,9 @@ def share(work: Callable[[], bool], count: int, keep: Any) -> None:
         # One that has not begun by now would find nothing left to do.
         if not future.cancel() and not done:
             future.result()
+    # A submission that was refused may be queued all the same, and a thread have a part of the job.
+    while not done:
+        done = work()
 
 
 def _help(work: Callable[[], bool], keep: Any) -> None:
