@@ -1,0 +1,41 @@
+"""How tensors become rows, columns and programs: views, widths of offsets, grids."""
+
+import torch
+
+from vaekl import _layout
+from vaekl.testing import CONFIGS, make_inputs
+
+
+def test_blocks_reach_every_path():
+    """The block choices of the tests do give several programs along each axis, and loops."""
+    many = _layout.grid(7, 21, CONFIGS["many"])
+    assert many.tiles > 1
+    assert many.ranges > 1
+    assert 7 % many.block_rows
+    assert 21 % many.block_cols
+    loops = _layout.grid(7, 21, CONFIGS["loops"])
+    assert loops.rows_per_range > loops.block_rows
+    down = _layout.grid(33, 4, CONFIGS["loops"])
+    assert down.tiles == 1
+    assert down.ranges > 1
+    assert down.rows_per_range > down.block_rows
+    assert _layout.grid(7, 21, CONFIGS["default"])[:2] == (1, 1)
+
+
+def test_offsets_turn_wide_in_time():
+    assert not _layout.view((2**16, 2**14), 1, ((2**14, 1),)).wide
+    assert _layout.view((2**17, 2**14), 1, ((2**14, 1),)).wide
+    assert _layout.view((2, 4), 1, ((2**31, 1),)).wide
+    assert _layout.view((2**17, 2**14), 1, ((0, 0),)).wide  # by the noise's group index
+
+
+def test_layouts_are_read_in_place():
+    """No copy for what design §4 promises: three strides describe it."""
+    shape = (2, 3, 4, 5)
+    for layout in ("contiguous", "channels_last", "expanded"):
+        pair = make_inputs(shape, layout=layout)
+        model = torch.empty_like(pair[0])
+        strides = tuple(t.stride() for t in (*pair, model))
+        assert _layout.view(shape, 1, strides) is not None, layout
+    odd = make_inputs(shape, layout="steps")[0]
+    assert _layout.view(shape, 1, (odd.stride(),)) is None
