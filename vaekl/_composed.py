@@ -13,6 +13,8 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from vaekl.kernels.coefficients import PHI_F64
+
 from . import _eager
 from ._noise import device_key, draw_key
 from ._options import Options, compute_dtype, sample_dtype, sizes
@@ -50,7 +52,7 @@ def phi(logvar: Tensor) -> Tensor:
     is_small = logvar.abs() <= 1.0
     small = torch.where(is_small, logvar, 0.0)
     series = torch.zeros_like(small)
-    for coefficient in _eager.PHI_F64:
+    for coefficient in PHI_F64:
         series = series * small + coefficient
     return torch.where(is_small, small * small * series, torch.expm1(logvar) - logvar)
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
+from vaekl.kernels.coefficients import PHI_F64
+
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype, sizes
 
 Forward = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 Backward = tuple[Tensor | None, Tensor | None, Tensor | None]
 
-# (e^l - 1 - l) / l^2 on |l| <= 1, highest power first: Taylor for float64; for float32 a minimax
-# fit (Lawson on Chebyshev nodes) with relative error 1e-8.
-PHI_F64 = tuple(1.0 / math.factorial(k + 2) for k in range(16, -1, -1))
+# PHI_F64's float32 twin: (e^l - 1 - l) / l^2 on |l| <= 1, highest power first, as a minimax fit
+# (Lawson on Chebyshev nodes) with relative error 1e-8.
 _PHI_F32 = (
     2.77228332379309e-06,
     2.535482963139657e-05,
