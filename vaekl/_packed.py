@@ -61,40 +61,19 @@ def _run_backward(
     return dmoments, deps
 
 
-def _forward_operator(
-    moments: Tensor,
-    dim: int,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    return _ops._forward(*halves(moments, dim), eps, generator, seed, *rest)
+# Operators and fakes; `rest` is what else their schemas list, in that order.
 
 
-def _forward_fake(
-    moments: Tensor,
-    dim: int,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    return _ops._forward_fake(*halves(moments, dim), eps, generator, seed, *rest)
+def _forward_operator(moments: Tensor, dim: int, *rest: Any) -> tuple[Tensor, ...]:
+    return _ops._forward(*halves(moments, dim), *rest)
 
 
-def _backward_operator(
-    moments: Tensor,
-    dim: int,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    *asked, backend, needs = rest
+def _forward_fake(moments: Tensor, dim: int, *rest: Any) -> tuple[Tensor, ...]:
+    return _ops._forward_fake(*halves(moments, dim), *rest)
+
+
+def _backward_operator(moments: Tensor, dim: int, *rest: Any) -> tuple[Tensor, ...]:
+    eps, dz, dkl, dkl_of_mean, state, means, *asked, backend, needs = rest
     options = _ops.options(*asked)
     noise = state if options.sample and eps is None else None  # else forward's empty tensors
     kept = means if options.mean_over is not None else None
@@ -103,10 +82,8 @@ def _backward_operator(
     return tuple(_ops._present(result, moments) for result in results)
 
 
-def _backward_fake(
-    moments: Tensor, dim: int, eps: Tensor | None, dz: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
-    needs = rest[-1]
+def _backward_fake(moments: Tensor, dim: int, *rest: Any) -> tuple[Tensor, ...]:
+    eps, dz, *_, needs = rest
     wanted = (moments if needs[0] else None, eps if needs[1] and dz is not None else None)
     return tuple(moments.new_empty(0) if t is None else torch.empty_like(t) for t in wanted)
 
