@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -65,6 +66,20 @@ def test_bad_input(case, device):
     with pytest.raises(error, match=message):
         vaekl.reparameterize_kl(arguments.pop("mu"), arguments.pop("logvar"), **arguments)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["mu", "logvar", "eps"])
+def test_masked_and_nested_tensors_are_refused(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "in prototype stage"
+        odd = [(torch.masked.masked_tensor(GOOD, GOOD == 0), "without a mask, got MaskedTensor")]
+        for layout in (torch.strided, torch.jagged):
+            nested = torch.nested.nested_tensor([GOOD, GOOD], layout=layout)
+            odd.append((nested, "dense .* got a nested one"))
+    for value, message in odd:
+        given = {"mu": GOOD, "logvar": GOOD, "eps": GOOD, name: value}
+        with pytest.raises(TypeError, match=f"{name} must be a .*{message}"):
+            vaekl.reparameterize_kl(given.pop("mu"), given.pop("logvar"), **given)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,15 @@ def _tensor(name: str, value: Any) -> None:
     if value.dtype not in DTYPES:
         names = ", ".join(str(dtype) for dtype in DTYPES)
         raise TypeError(f"{name} must have one of the dtypes {names}; got {value.dtype}")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.layout is not torch.strided or value.is_nested:
+        found = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {found}")
+    # It lacks some of the operations, and torch.where of one ends in a RecursionError.
+    if type(value) is not Tensor and isinstance(value, torch.masked.MaskedTensor):
+        raise TypeError(
+            f"{name} must be a tensor without a mask, got MaskedTensor (give its get_data(), and "
+            "mask the KLs of reduction='none')"
+        )
 
 
 def _alike(name: str, value: Tensor, mu: Tensor) -> None:
