@@ -53,6 +53,7 @@ BAD_CALLS = {
     "clamp text": (dict(clamp="ab"), TypeError, "clamp must be a pair"),
     "clamp content": (dict(clamp=("a", 1)), TypeError, "clamp bounds must be numbers"),
     "clamp order": (dict(clamp=(1.0, -1.0)), ValueError, "clamp needs lo <= hi"),
+    "clamp order, large": (dict(clamp=(1e301, 1e300)), ValueError, "clamp needs lo <= hi"),
     "clamp nan": (dict(clamp=(math.nan, 1.0)), ValueError, "clamp needs lo <= hi"),
     "backend": (dict(backend="cuda"), ValueError, "backend must be one of .*'cuda'"),
 }  # fmt: skip
@@ -108,6 +109,39 @@ def test_clamp_lets_the_gradient_pass_at_its_bounds(clamp, backend, device):
     vaekl.kl_loss(mu, mine, clamp=clamp, reduction="sum", backend=backend).backward()
     torch_reparameterize_kl(mu, theirs, mu, clamp=clamp, reduction="sum")[1].backward()
     torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("clamp", "same"),
+    [
+        ((-1e300, 1e300), (None, None)),
+        ((-1e39, 0.5), (None, 0.5)),
+        ((-0.5, 10**400), (-0.5, None)),
+        ((1e300, 10**400), (math.inf, math.inf)),
+    ],
+)
+def test_clamp_too_large_for_float32_is_infinite(clamp, same, dtype, backend, device):
+    """Where torch.clamp raises "value cannot be converted to type float without overflow"."""
+    mu, logvar = make_inputs((4, 6), dtype=dtype, device=device)
+    found = []
+    for bounds in (clamp, same):
+        leaves = [t.clone().requires_grad_() for t in (mu, logvar)]
+        out = vaekl.reparameterize_kl(*leaves, seed=3, clamp=bounds, backend=backend)
+        torch.manual_seed(1)
+        upstream = [torch.randn_like(o) for o in out]
+        slopes = torch.autograd.grad(out, leaves, upstream)
+        moments = torch.cat([mu, logvar], 1)
+        packed = vaekl.reparameterize_kl_moments(moments, seed=3, clamp=bounds, backend=backend)
+        found.append((*out, *packed, *slopes))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_clamp_of_float64_has_its_range(backend, device):
+    logvar = torch.full((1, 1), -1e40, dtype=torch.float64, device=device)
+    kl = vaekl.kl_loss(torch.zeros_like(logvar), logvar, clamp=(-1e39, None), backend=backend)
+    assert kl.item() == pytest.approx(0.5e39)
 
 
 def test_negated_views_are_read_as_they_are(backend, device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._options import DTYPES
+from ._options import DTYPES, compute_dtype
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
@@ -124,21 +125,33 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> None:
             )
 
 
-def clamp_bounds(clamp: Any) -> tuple[float, float] | None:
-    """(lo, hi) as floats; None in either place is no bound."""
+def clamp_bounds(
+    clamp: Any, inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
+) -> tuple[float, float] | None:
+    """(lo, hi) as floats; infinite where None, or beyond the range of the dtype computed in.
+
+    `inputs`: mu, logvar and eps, which say the dtype; float64 without them.
+    """
     if clamp is None:
         return None
     if not isinstance(clamp, Sequence) or isinstance(clamp, str) or len(clamp) != 2:
         raise TypeError(f"clamp must be a pair (lo, hi) or None, got {clamp!r}")
-    bounds = []
-    for value, unbounded in zip(clamp, (-float("inf"), float("inf"))):
+    for value in clamp:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise TypeError(f"clamp bounds must be numbers or None, got {clamp!r}")
-        bounds.append(unbounded if value is None else float(value))
-    lo, hi = bounds
+    lo = -math.inf if clamp[0] is None else clamp[0]
+    hi = math.inf if clamp[1] is None else clamp[1]
     if not lo <= hi:
         raise ValueError(f"clamp needs lo <= hi, got {clamp!r}")
-    return lo, hi
+    largest = torch.finfo(torch.float64 if inputs is None else compute_dtype(*inputs)).max
+    return _within(lo, largest), _within(hi, largest)
+
+
+def _within(bound: float, largest: float) -> float:
+    """A float, infinite past the largest; an int may be too long for a float of its own."""
+    if -largest <= bound <= largest:
+        return float(bound)
+    return math.inf if bound > 0 else -math.inf
 
 
 # Found out once and for all; torch.compile, which traces what reads it, warns of a cached function.

@@ -94,8 +94,9 @@ def reparameterize_kl(
         generator: Source of the noise, on mu's device. Default: torch's own.
         seed: Noise of this seed, a pure function of (seed, b, d); no generator is touched.
             At most one of eps, generator and seed.
-        clamp: (lo, hi) bounds on logvar as in torch.clamp (None: no bound on that side), for z
-            and both KLs; the gradient of logvar is 0 outside.
+        clamp: (lo, hi) bounds on logvar as in torch.clamp, for z and both KLs; the gradient of
+            logvar is 0 outside. None is no bound on that side; one too large for the dtype of the
+            KLs is infinite.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -265,7 +266,7 @@ def compute(
     """
     _validate.parameters(mu, logvar, batch_dims)
     _validate.noise(mu, *noise)
-    bounds = _validate.clamp_bounds(clamp)
+    bounds = _validate.clamp_bounds(clamp, (mu, logvar, noise[0]))
     options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, mu.device)
     return _autograd.reparameterize_kl(mu, logvar, *noise, options, backend)
@@ -279,14 +280,14 @@ def compute_moments(
     mean_over: str | None = None,
     batch_dims: int = 1,
     noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
-    clamp: tuple[float | None, float | None] | None,
+    clamp: Clamp,
     backend: str,
     sample: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """:func:`compute` of the halves of moments along dim."""
     dim = _validate.moments(moments, dim, batch_dims)
     _validate.noise(moments if noise[0] is None else _packed.halves(moments, dim)[0], *noise)
-    bounds = _validate.clamp_bounds(clamp)
+    bounds = _validate.clamp_bounds(clamp, (moments, moments, noise[0]))
     options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, moments.device)
     return _packed.reparameterize_kl_moments(moments, *noise, dim, options, backend)
