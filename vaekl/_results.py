@@ -1,10 +1,30 @@
-"""What the public functions return, for users and for type checkers."""
+"""What the public functions return, and keyword arguments that they share, for type checkers."""
 
-from typing import TYPE_CHECKING, Generic, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
 Clamp = tuple[float | None, float | None] | None
+
+
+class ModuleOptions(TypedDict, total=False):
+    """Keyword arguments of ``nn.ReparameterizeKL`` on which no type of a result depends."""
+
+    reduction: str
+    mean_over: str
+    batch_dims: int
+    clamp: Clamp
+    backend: str
+
+
+class CallOptions(ModuleOptions, total=False):
+    """Those of ``reparameterize_kl`` and ``reparameterize_kl_moments``."""
+
+    eps: Tensor | None
+    generator: torch.Generator | None
+    seed: int | None
+
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

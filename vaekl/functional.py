@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
 from . import _autograd, _packed, _validate
 from ._options import Options
-from ._results import Clamp, ReparamKL
+from ._results import CallOptions, Clamp, ReparamKL
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @overload
 def reparameterize_kl(
-    mu: Tensor,
-    logvar: Tensor,
-    *,
-    reduction: str = ...,
-    kl_of_mean: Literal[True] = ...,
-    mean_over: str = ...,
-    batch_dims: int = ...,
-    eps: Tensor | None = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | None = ...,
-    clamp: Clamp = ...,
-    backend: str = ...,
+    mu: Tensor, logvar: Tensor, *, kl_of_mean: Literal[True] = ..., **options: Unpack[CallOptions]
 ) -> ReparamKL[Tensor]: ...
 @overload
 def reparameterize_kl(
-    mu: Tensor,
-    logvar: Tensor,
-    *,
-    reduction: str = ...,
-    kl_of_mean: Literal[False],
-    mean_over: str = ...,
-    batch_dims: int = ...,
-    eps: Tensor | None = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | None = ...,
-    clamp: Clamp = ...,
-    backend: str = ...,
+    mu: Tensor, logvar: Tensor, *, kl_of_mean: Literal[False], **options: Unpack[CallOptions]
 ) -> ReparamKL[None]: ...
 @overload
 def reparameterize_kl(
-    mu: Tensor,
-    logvar: Tensor,
-    *,
-    reduction: str = ...,
-    kl_of_mean: bool,
-    mean_over: str = ...,
-    batch_dims: int = ...,
-    eps: Tensor | None = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | None = ...,
-    clamp: Clamp = ...,
-    backend: str = ...,
+    mu: Tensor, logvar: Tensor, *, kl_of_mean: bool, **options: Unpack[CallOptions]
 ) -> ReparamKL: ...
 def reparameterize_kl(
     mu: Tensor,
@@ -125,6 +95,22 @@ def reparameterize_kl(
     return ReparamKL(*results)
 
 
+@overload
+def reparameterize_kl_moments(
+    moments: Tensor,
+    *,
+    dim: int = ...,
+    kl_of_mean: Literal[True] = ...,
+    **options: Unpack[CallOptions],
+) -> ReparamKL[Tensor]: ...
+@overload
+def reparameterize_kl_moments(
+    moments: Tensor, *, dim: int = ..., kl_of_mean: Literal[False], **options: Unpack[CallOptions]
+) -> ReparamKL[None]: ...
+@overload
+def reparameterize_kl_moments(
+    moments: Tensor, *, dim: int = ..., kl_of_mean: bool, **options: Unpack[CallOptions]
+) -> ReparamKL: ...
 def reparameterize_kl_moments(
     moments: Tensor,
     *,
@@ -136,7 +122,7 @@ def reparameterize_kl_moments(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp = None,
     backend: str = "auto",
 ) -> ReparamKL:
     """:func:`reparameterize_kl` of ``mu, logvar = moments.chunk(2, dim)``, as an encoder's last

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from . import _validate, functional
 from ._options import sample_dtype
-from ._results import Clamp, ReparamKL
+from ._results import Clamp, ModuleOptions, ReparamKL
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ._results import OfMean
 else:
     OfMean = TypeVar("OfMean")
@@ -30,37 +32,25 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
     def __init__(
         self: ReparameterizeKL[Tensor],
         *,
-        reduction: str = ...,
         kl_of_mean: Literal[True] = ...,
-        mean_over: str = ...,
-        batch_dims: int = ...,
-        clamp: Clamp = ...,
-        backend: str = ...,
         sample_in_eval: bool = ...,
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: ReparameterizeKL[None],
         *,
-        reduction: str = ...,
         kl_of_mean: Literal[False],
-        mean_over: str = ...,
-        batch_dims: int = ...,
-        clamp: Clamp = ...,
-        backend: str = ...,
         sample_in_eval: bool = ...,
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: ReparameterizeKL[Tensor | None],
         *,
-        reduction: str = ...,
         kl_of_mean: bool,
-        mean_over: str = ...,
-        batch_dims: int = ...,
-        clamp: Clamp = ...,
-        backend: str = ...,
         sample_in_eval: bool = ...,
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
     def __init__(
         self,
