@@ -6,24 +6,25 @@ from numba import njit
 from .cpu_blocks import (
     BATCH,
     BLOCK,
-    CHUNK,
     CLAMPED,
     DENOMINATOR,
     DKL_ROW,
     MEAN_OVER,
     MORE,
     PER_ROW,
-    await_others,
+    WORKERS,
     block,
     clamped,
-    counts,
+    copy,
     geometry,
+    next_pieces,
     noise,
     operand,
     shape_of,
 )
-from .cpu_math import JIT, exp_terms
+from .cpu_math import JIT, KERNEL, exp_terms
 from .cpu_memory import deliver, fetch_add, read, source, target
+from .cpu_team import on_team
 
 
 @njit(**JIT)
@@ -68,8 +69,8 @@ def of_mean_gradients(means, h, plan, col, cols, work, g, of_mu, of_logvar):
         row_mu, row_logvar, block(work, 4, cols),
     )  # fmt: skip
     for start in range(0, len(of_mu), cols):
-        of_mu[start : start + cols] = row_mu
-        of_logvar[start : start + cols] = row_logvar
+        copy(row_mu, of_mu[start : start + cols])
+        copy(row_logvar, of_logvar[start : start + cols])
 
 
 @njit(**JIT)
@@ -82,18 +83,11 @@ def zero_outside(logvar, lo, hi, gradient):
 
 
 @njit(**JIT)
-def backward(
-    work,  # this worker's own: BUFFERS blocks of the computation's dtype
-    numbers,  # (lo, hi) of clamp, in the same dtype
-    plan,  # int64: what is fixed about the call, see cpu_blocks
-    shared,  # float64 zeros: counters (as int64) of chunks taken and done
-    mu, logvar, eps, dz, dmu, dlogvar, deps,  # addresses; eps absent: drawn in forward, again here
-    dkl, dkl_of_mean, means, state,  # addresses
+def walk(
+    works, numbers, plan, shared, mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean, means,
+    state,
 ):  # fmt: skip
-    """The gradients: pieces until none is left; True if all are done.
-
-    An address of 0: absent or not wanted.
-    """
+    """Pieces until none is left."""
     shape = shape_of(plan)
     B, D, inner, _, _ = shape
     per_row, has_dz, has_dkl = plan[PER_ROW] != 0, dz != 0, dkl != 0
@@ -103,10 +97,8 @@ def backward(
     t_dmu, t_dlogvar, t_deps = (
         operand(plan, 4, dmu), operand(plan, 5, dlogvar), operand(plan, 6, deps)
     )  # fmt: skip
-    n_tiles, n_ranges = counts(shape)
-    n_pieces, chunk, counters = n_tiles * n_ranges, plan[CHUNK], shared.ctypes.data
-    n_chunks = (n_pieces + chunk - 1) // chunk
-
+    counters = shared.ctypes.data
+    work = works[fetch_add(counters, WORKERS)]
     dtype, zero, lo, hi = numbers.dtype.type, numbers.dtype.type(0), numbers[0], numbers[1]
     most = min(BLOCK, B * D)
     g, of_mu, of_logvar = (
@@ -119,10 +111,10 @@ def backward(
     if draws:
         key = read(state, 0, np.int64(0)), read(state, 1, np.int64(0))
     while True:
-        i_chunk = fetch_add(counters, 0)
-        if i_chunk >= n_chunks:
+        first, end = next_pieces(plan, counters)
+        if first == end:
             break
-        for piece in range(i_chunk * chunk, min((i_chunk + 1) * chunk, n_pieces)):
+        for piece in range(first, end):
             col, cols, block_rows, first_row, end_row, _, _ = geometry(shape, piece)
             if dkl_of_mean != 0:
                 n = block_rows * cols
@@ -160,5 +152,21 @@ def backward(
                 deliver(t_dmu, place, b_dmu)
                 deliver(t_dlogvar, place, b_dlogvar)
                 deliver(t_deps, place, b_deps)
-        fetch_add(counters, 1)
-    return await_others(counters, n_chunks)
+
+
+@njit(**KERNEL)
+def backward(
+    parallel, threads,  # of on_team
+    works,  # each worker's own: BUFFERS blocks of the computation's dtype
+    numbers,  # (lo, hi) of clamp, in the same dtype
+    plan,  # int64: what is fixed about the call, see cpu_blocks
+    shared,  # float64 zeros: counters (as int64) of all workers
+    mu, logvar, eps, dz, dmu, dlogvar, deps,  # addresses; eps absent: drawn in forward, again here
+    dkl, dkl_of_mean, means, state,  # addresses
+):  # fmt: skip
+    """The gradients. An address of 0: absent or not wanted."""
+    arguments = (
+        works, numbers, plan, shared, mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean,
+        means, state,
+    )  # fmt: skip
+    on_team(parallel, threads, walk, arguments)

@@ -3,7 +3,7 @@
 from numba import njit
 
 from .cpu_math import JIT, i32
-from .cpu_memory import array_at, load_shared
+from .cpu_memory import array_at, fetch_add
 from .cpu_noise import normals
 
 BLOCK = 2048  # elements of a block, each row of it rounded up to whole groups of noise
@@ -14,9 +14,10 @@ NOISE, WORDS, MORE = 8, 9, 10
 NONE, BATCH, ALL = range(3)  # what kl_of_mean averages over
 
 # What is fixed about a call is one int64 vector, `plan`: these entries, then (kind, row, outer,
-# inner) of each tensor.
-SHAPE = slice(0, 5)  # B, D, inner, columns of a tile, rows of a range
+# inner) of each tensor. The first five are `shape_of`.
 CHUNK, PER_ROW, MEAN_OVER, CLAMPED, DENOMINATOR, DKL_ROW, TENSORS = range(5, 12)
+# What workers count together, int64: chunks taken, workers, then ranges done of each tile.
+TAKEN, WORKERS, TILES = range(3)
 
 
 @njit(**JIT)
@@ -28,22 +29,8 @@ def operand(plan, i, address):
 
 @njit(**JIT)
 def shape_of(plan):
-    """(B, D, inner, tile_cols, range_rows)."""
+    """(B, D, inner, columns of a tile, rows of a range)."""
     return plan[0], plan[1], plan[2], plan[3], plan[4]
-
-
-#: Looks at the counter of chunks done before a worker gives up waiting for the others: about as
-#: long as a chunk takes, and less than it takes to be put to sleep and woken.
-PATIENCE = 20_000
-
-
-@njit(**JIT)
-def await_others(counters, n_chunks):
-    """Wait a little for chunks that other workers have taken; are all done?"""
-    looks = 0
-    while looks < PATIENCE and load_shared(counters, 1) != n_chunks:
-        looks += 1
-    return looks < PATIENCE
 
 
 @njit(**JIT)
@@ -51,6 +38,15 @@ def counts(shape):
     """(column tiles, row ranges); there is a piece for each pair."""
     B, D, _, tile_cols, range_rows = shape
     return (D + tile_cols - 1) // tile_cols, (B + range_rows - 1) // range_rows
+
+
+@njit(**JIT)
+def next_pieces(plan, counters):
+    """Pieces for a worker to do: (first, end), equal when none is left."""
+    n_tiles, n_ranges = counts(shape_of(plan))
+    pieces = n_tiles * n_ranges
+    first = min(fetch_add(counters, TAKEN) * plan[CHUNK], pieces)
+    return first, min(first + plan[CHUNK], pieces)
 
 
 @njit(**JIT)
@@ -93,12 +89,19 @@ def clamped(values, lo, hi, out):
 
 
 @njit(**JIT)
+def copy(values, out):
+    """As out[:] = values, which takes ten times as long to compile."""
+    for i in range(len(values)):
+        out[i] = values[i]
+
+
+@njit(**JIT)
 def accumulate(sums, values):
     for i in range(len(values)):
         sums[i] += values[i]
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**{**JIT, "fastmath": {"contract", "reassoc"}})
 def total(values):
     """Sum in float64, in an order that depends on the length alone."""
     result = 0.0

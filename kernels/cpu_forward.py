@@ -6,25 +6,28 @@ from .cpu_blocks import (
     ALL,
     BATCH,
     BLOCK,
-    CHUNK,
     CLAMPED,
     DENOMINATOR,
     MEAN_OVER,
     MORE,
     PER_ROW,
+    TILES,
+    WORKERS,
     accumulate,
-    await_others,
     block,
     clamped,
+    copy,
     counts,
     geometry,
+    next_pieces,
     noise,
     operand,
     shape_of,
     total,
 )
-from .cpu_math import JIT, exp_terms
+from .cpu_math import JIT, KERNEL, exp_terms
 from .cpu_memory import array_at, deliver, fetch_add, source, target, write
+from .cpu_team import on_team
 
 WIDTH = 256  # column sums are kept for about so many columns, several rows side by side
 
@@ -79,14 +82,25 @@ def finish_columns(work, sum_mu, sum_logvar, B, D, col, means):
 
 
 @njit(**JIT)
-def finish(dtype, plan, sums, row_sums, kl, kl_of_mean, means):
-    """All pieces are done: add their sums, in order."""
+def divided(plan, shared):
+    """What workers share: sums of each piece, sums of each row, sums of each column."""
     shape = shape_of(plan)
-    B, D = shape[0], shape[1]
     n_tiles, n_ranges = counts(shape)
-    pieces = n_tiles * n_ranges
+    pieces, at = n_tiles * n_ranges, TILES + n_tiles
+    sums = shared[at : at + 3 * pieces].reshape(3, pieces)
+    row_sums = shared[at + 3 * pieces :]  # [tiles, B] if kl is per row and there are several
+    columns = row_sums[n_tiles * shape[0] if plan[PER_ROW] != 0 and n_tiles > 1 else 0 :]
+    return sums, row_sums, columns  # columns: [ranges, 2, D] if there are several ranges
+
+
+@njit(**JIT)
+def finish(dtype, plan, shared, kl, kl_of_mean, means):
+    """All pieces are done: add their sums, in order."""
+    B, D, _, _, _ = shape_of(plan)
+    n_tiles, _ = counts(shape_of(plan))
+    sums, row_sums, _ = divided(plan, shared)
     if kl != 0 and plan[PER_ROW] == 0:
-        write(kl, 0, dtype(0.5 * total(sums[0, :pieces]) / plan[DENOMINATOR]))
+        write(kl, 0, dtype(0.5 * total(sums[0]) / plan[DENOMINATOR]))
     if kl != 0 and plan[PER_ROW] != 0 and n_tiles > 1:
         for row in range(B):
             row_sum = 0.0
@@ -96,8 +110,8 @@ def finish(dtype, plan, sums, row_sums, kl, kl_of_mean, means):
     if plan[MEAN_OVER] == BATCH:
         write(kl_of_mean, 0, dtype(0.5 * total(sums[1, :n_tiles])))
     if plan[MEAN_OVER] == ALL:
-        mean_mu = dtype(total(sums[1, :pieces]) / (float(B) * D))
-        mean_logvar = dtype(total(sums[2, :pieces]) / (float(B) * D))
+        mean_mu = dtype(total(sums[1]) / (float(B) * D))
+        mean_logvar = dtype(total(sums[2]) / (float(B) * D))
         write(means, 0, mean_mu)
         write(means, 1, mean_logvar)
         phi = exp_terms(mean_logvar)[2]
@@ -105,19 +119,8 @@ def finish(dtype, plan, sums, row_sums, kl, kl_of_mean, means):
 
 
 @njit(**JIT)
-def forward(
-    work,  # this worker's own: BUFFERS blocks of the computation's dtype
-    numbers,  # (lo, hi) of clamp, in the same dtype
-    plan,  # int64: what is fixed about the call, see cpu_blocks
-    shared,  # float64 zeros: counters (as int64) and sums of all workers
-    mu, logvar, eps, z,  # addresses of tensors; eps absent: drawn here
-    kl, kl_of_mean, means, state,  # addresses; state int64[2]: the key, for backward
-    seed, offset,
-):  # fmt: skip
-    """z, kl and kl_of_mean: pieces until none is left; True if all are done.
-
-    An address of 0: absent or not wanted.
-    """
+def walk(works, numbers, plan, shared, mu, logvar, eps, z, kl, means, seed, offset):
+    """Pieces until none is left."""
     shape = shape_of(plan)
     B, D, inner, _, _ = shape
     mean_over, per_row = plan[MEAN_OVER], plan[PER_ROW] != 0
@@ -125,25 +128,17 @@ def forward(
         operand(plan, 0, mu), operand(plan, 1, logvar), operand(plan, 2, eps), operand(plan, 3, z)
     )  # fmt: skip
     n_tiles, n_ranges = counts(shape)
-    n_pieces, chunk = n_tiles * n_ranges, plan[CHUNK]
-    n_chunks = (n_pieces + chunk - 1) // chunk
-    # Counters: chunks taken, done, and summed; then ranges done of each tile.
-    counters, at = shared.ctypes.data, 3 + n_tiles
-    sums = shared[at : at + 3 * n_pieces].reshape(3, n_pieces)
-    row_sums = shared[at + 3 * n_pieces :]  # [tiles, B] if kl is per row and there are several
-    columns = row_sums[n_tiles * B if kl != 0 and per_row and n_tiles > 1 else 0 :]
-
+    counters = shared.ctypes.data
+    sums, row_sums, columns = divided(plan, shared)
+    work = works[fetch_add(counters, WORKERS)]
     more = block(work, MORE, 0).ctypes.data
     b_eps = block(work, 2, BLOCK)
     dtype, lo, hi = numbers.dtype.type, numbers[0], numbers[1]
     while True:
-        i_chunk = fetch_add(counters, 0)
-        if i_chunk >= n_chunks:
+        first, end = next_pieces(plan, counters)
+        if first == end:
             break
-        if i_chunk == 0 and state != 0:
-            write(state, 0, seed)
-            write(state, 1, offset)
-        for piece in range(i_chunk * chunk, min((i_chunk + 1) * chunk, n_pieces)):
+        for piece in range(first, end):
             col, cols, block_rows, first_row, end_row, i_tile, i_range = geometry(shape, piece)
             kl_sum = mu_sum = logvar_sum = 0.0
             width = cols * max(min(WIDTH // cols, block_rows), 1)
@@ -189,11 +184,11 @@ def forward(
                 fold(sum_logvar, cols)
                 sum_mu, sum_logvar = sum_mu[:cols], sum_logvar[:cols]
                 is_last = n_ranges == 1
-                if not is_last:  # columns: [ranges, 2, D]
+                if not is_last:
                     here = 2 * i_range * D + col
-                    columns[here : here + cols] = sum_mu
-                    columns[here + D : here + D + cols] = sum_logvar
-                    is_last = fetch_add(counters, 3 + i_tile) == n_ranges - 1
+                    copy(sum_mu, columns[here : here + cols])
+                    copy(sum_logvar, columns[here + D : here + D + cols])
+                    is_last = fetch_add(counters, TILES + i_tile) == n_ranges - 1
                     if is_last:
                         sum_mu[:], sum_logvar[:] = 0.0, 0.0
                         for here in range(col, 2 * n_ranges * D, 2 * D):
@@ -201,7 +196,23 @@ def forward(
                             accumulate(sum_logvar, columns[here + D : here + D + cols])
                 if is_last:
                     sums[1, i_tile] = finish_columns(work, sum_mu, sum_logvar, B, D, col, means)
-        if fetch_add(counters, 2) == n_chunks - 1:
-            finish(dtype, plan, sums, row_sums, kl, kl_of_mean, means)
-        fetch_add(counters, 1)
-    return await_others(counters, n_chunks)
+
+
+@njit(**KERNEL)
+def forward(
+    parallel, threads,  # of on_team
+    works,  # each worker's own: BUFFERS blocks of the computation's dtype
+    numbers,  # (lo, hi) of clamp, in the same dtype
+    plan,  # int64: what is fixed about the call, see cpu_blocks
+    shared,  # float64 zeros: counters (as int64) and sums of all workers
+    mu, logvar, eps, z,  # addresses of tensors; eps absent: drawn here
+    kl, kl_of_mean, means, state,  # addresses; state int64[2]: the key, for backward
+    seed, offset,
+):  # fmt: skip
+    """z, kl and kl_of_mean. An address of 0: absent or not wanted."""
+    if state != 0:
+        write(state, 0, seed)
+        write(state, 1, offset)
+    arguments = (works, numbers, plan, shared, mu, logvar, eps, z, kl, means, seed, offset)
+    on_team(parallel, threads, walk, arguments)
+    finish(numbers.dtype.type, plan, shared, kl, kl_of_mean, means)

@@ -11,7 +11,8 @@ from numba.extending import intrinsic, overload
 
 from . import coefficients
 
-JIT = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+KERNEL = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+JIT = {**KERNEL, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for compiled code alone
 INLINE = {**JIT, "forceinline": True}  # a call inside of a loop would keep it from being vectorised
 f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
 

@@ -65,18 +65,6 @@ def fetch_add(typingctx, address, index):
     return types.int64(types.int64, types.int64), generate
 
 
-@intrinsic
-def load_shared(typingctx, address, index):
-    """An int64 that workers share, as it is now."""
-
-    def generate(context, builder, signature, args):
-        integer = context.get_value_type(types.int64)
-        pointer = builder.gep(builder.inttoptr(args[0], integer.as_pointer()), [args[1]])
-        return builder.load_atomic(pointer, "acquire", 8)
-
-    return types.int64(types.int64, types.int64), generate
-
-
 @njit(**JIT)
 def bf16_to_f32(bits):
     return as_f32(i32(i32(bits) << 16))
@@ -142,49 +130,33 @@ def _narrow(value, like):
 
 
 @njit(**JIT)
-def _read_as(like, address, first, step, out):
-    if step == 1:
-        for i in range(len(out)):
-            out[i] = widen(read(address, first + i, like))
-    else:
-        for i in range(len(out)):
-            out[i] = widen(read(address, first + i * step, like))
-
-
-@njit(**JIT)
-def _write_as(like, address, first, step, values):
-    if step == 1:
-        for i in range(len(values)):
+def _run_as(like, address, first, step, values, store):
+    n = len(values)
+    if store and step == 1:
+        for i in range(n):
             write(address, first + i, narrow(values[i], like))
-    else:
-        for i in range(len(values)):
+    elif store:
+        for i in range(n):
             write(address, first + i * step, narrow(values[i], like))
+    elif step == 1:
+        for i in range(n):
+            values[i] = widen(read(address, first + i, like))
+    else:
+        for i in range(n):
+            values[i] = widen(read(address, first + i * step, like))
 
 
 @njit(**JIT)
-def read_run(address, kind, first, step, out):
-    """out[i] = element first + i step, widened."""
+def move_run(address, kind, first, step, values, store):
+    """Element first + i step = values[i], rounded; or, not to be stored, the other way, widened."""
     if kind == F32:
-        _read_as(f32(0), address, first, step, out)
+        _run_as(f32(0), address, first, step, values, store)
     elif kind == F64:
-        _read_as(0.0, address, first, step, out)
+        _run_as(0.0, address, first, step, values, store)
     elif kind == BF16:
-        _read_as(np.int16(0), address, first, step, out)
+        _run_as(np.int16(0), address, first, step, values, store)
     else:
-        _read_as(np.uint16(0), address, first, step, out)
-
-
-@njit(**JIT)
-def write_run(address, kind, first, step, values):
-    """Element first + i step = values[i], rounded."""
-    if kind == F32:
-        _write_as(f32(0), address, first, step, values)
-    elif kind == F64:
-        _write_as(0.0, address, first, step, values)
-    elif kind == BF16:
-        _write_as(np.int16(0), address, first, step, values)
-    else:
-        _write_as(np.uint16(0), address, first, step, values)
+        _run_as(np.uint16(0), address, first, step, values, store)
 
 
 # Where a block lies: (D, inner, first row, rows, first column, columns).
@@ -214,10 +186,7 @@ def _move(tensor, place, block, store):
                 n = min(inner - i_inner, cols - j)
             first = (row + r) * s_row + i_outer * s_outer + i_inner * s_inner
             run = block[r * cols + j : r * cols + j + n]
-            if store:
-                write_run(address, kind, first, s_inner, run)
-            else:
-                read_run(address, kind, first, s_inner, run)
+            move_run(address, kind, first, s_inner, run, store)
             j += n
 
 

@@ -5,18 +5,21 @@ from numba import njit
 
 from .cpu_blocks import (
     BLOCK,
-    CHUNK,
+    TILES,
+    WORKERS,
     accumulate,
-    await_others,
     block,
+    copy,
     counts,
     geometry,
+    next_pieces,
     operand,
     shape_of,
 )
 from .cpu_forward import WIDTH, add_rows, fold
-from .cpu_math import JIT, exp_terms
+from .cpu_math import JIT, KERNEL, exp_terms
 from .cpu_memory import fetch_add, source, write
+from .cpu_team import on_team
 
 SUMS = 8
 #: A worker's memory, in blocks: mu, logvar, what else is summed, the sums, the shifts.
@@ -50,32 +53,25 @@ def logvar_flags(logvar, low, high, bad, outside):
 
 
 @njit(**JIT)
-def statistics(
-    work,  # this worker's own: STATISTICS_BUFFERS blocks of float64
-    numbers,  # (low, high): logvar is outside
-    plan,  # int64: what is fixed about the call, see cpu_blocks
-    shared,  # float64 zeros: counters (as int64) and sums of all workers
-    mu, logvar, out,  # addresses; out float64[SUMS + 1, D]
-):  # fmt: skip
-    """Column sums: pieces until none is left; True if all are done."""
+def walk(works, numbers, plan, shared, mu, logvar, out):
+    """Pieces until none is left."""
     shape = shape_of(plan)
     _, D, inner, _, _ = shape
     t_mu, t_logvar = operand(plan, 0, mu), operand(plan, 1, logvar)
     n_tiles, n_ranges = counts(shape)
-    n_pieces, chunk, counters = n_tiles * n_ranges, plan[CHUNK], shared.ctypes.data
-    n_chunks = (n_pieces + chunk - 1) // chunk
-    # Counters: chunks taken, done, (unused); then ranges done of each tile.
-    columns = shared[3 + n_tiles :].reshape(n_ranges, SUMS, D)
+    counters = shared.ctypes.data
+    columns = shared[TILES + n_tiles :].reshape(n_ranges, SUMS, D)
+    work = works[fetch_add(counters, WORKERS)]
     shift = block(work, 9 + SUMS, BLOCK)
     while True:
-        i_chunk = fetch_add(counters, 0)
-        if i_chunk >= n_chunks:
+        first, end = next_pieces(plan, counters)
+        if first == end:
             break
-        for piece in range(i_chunk * chunk, min((i_chunk + 1) * chunk, n_pieces)):
+        for piece in range(first, end):
             col, cols, block_rows, first_row, end_row, i_tile, i_range = geometry(shape, piece)
-            first = source(t_mu, (D, inner, 0, 1, col, cols), block(work, 0, cols))
+            anchor = source(t_mu, (D, inner, 0, 1, col, cols), block(work, 0, cols))
             for start in range(0, block_rows * cols, cols):
-                shift[start : start + cols] = first
+                copy(anchor, shift[start : start + cols])
             width = cols * max(min(WIDTH // cols, block_rows), 1)
             sums = block(work, 9, SUMS * BLOCK).reshape(SUMS, BLOCK)[:, :width]
             sums[:] = 0.0
@@ -102,8 +98,8 @@ def statistics(
                 add_rows(sums[7], outside)
             for i in range(SUMS):
                 fold(sums[i], cols)
-                columns[i_range, i, col : col + cols] = sums[i, :cols]
-            if fetch_add(counters, 3 + i_tile) == n_ranges - 1:
+                copy(sums[i, :cols], columns[i_range, i, col : col + cols])
+            if fetch_add(counters, TILES + i_tile) == n_ranges - 1:
                 for i in range(SUMS):
                     total = sums[i, :cols]
                     total[:] = 0.0
@@ -113,5 +109,16 @@ def statistics(
                         write(out, i * D + col + j, total[j])
                 for j in range(cols):
                     write(out, SUMS * D + col + j, shift[j])
-        fetch_add(counters, 1)
-    return await_others(counters, n_chunks)
+
+
+@njit(**KERNEL)
+def statistics(
+    parallel, threads,  # of on_team
+    works,  # each worker's own: STATISTICS_BUFFERS blocks of float64
+    numbers,  # (low, high): logvar is outside
+    plan,  # int64: what is fixed about the call, see cpu_blocks
+    shared,  # float64 zeros: counters (as int64) and sums of all workers
+    mu, logvar, out,  # addresses; out float64[SUMS + 1, D]
+):  # fmt: skip
+    """Column sums."""
+    on_team(parallel, threads, walk, (works, numbers, plan, shared, mu, logvar, out))

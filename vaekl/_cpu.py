@@ -40,12 +40,11 @@ _KINDS = {
 _STATE = torch.empty(2, dtype=torch.int64, device="cpu")
 _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
 #: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
-SHARE = 32768
-#: Shares for which another thread is woken. That takes about 0.1 ms; bench/cpu.py ("threads")
-#: shows two threads to be worth it from six shares on.
-SHARES_PER_THREAD = 3
-#: Row ranges times column tiles, at most: each range has column sums of its own.
-MOST_PIECES = 512
+#: bench/cpu.py ("threads") shows two threads to be worth it from two shares on.
+SHARE = 16384
+#: Row ranges times column tiles, at most: each has sums of its own, and sums of all its columns
+#: where there is a mean vector.
+MOST_PIECES, MOST_PIECES_OF_COLUMNS = 512, 128
 
 
 class Launch:
@@ -53,50 +52,49 @@ class Launch:
 
     def __init__(
         self,
-        kernel: Callable[..., bool],
+        kernel: Callable[..., None],
         arrangement: Arrangement,
         dtypes: list[torch.dtype],
-        dtype: torch.dtype,
         options: Options,
+        numbers: np.ndarray[Any, Any],
+        buffers: int = kernels.BUFFERS,
     ) -> None:
         view, block = arrangement.view, kernels.BLOCK
-        per_row, mean_over = options.reduction == "none", _MEAN_OVER[options.mean_over]
-        tiles = -(-view.event // block)
-        tile_cols = -(-view.event // (4 * tiles)) * 4
-        tiles = -(-view.event // tile_cols)
+        batch, event = view.batch, view.event
+        per_row, over_batch = options.reduction == "none", options.mean_over == "batch"
+        tiles = -(-event // block)
+        tile_cols = -(-event // (4 * tiles)) * 4
+        tiles = -(-event // tile_cols)
         # Whole blocks of rows, where a block is more than one.
         step = max(block // tile_cols, 1) if tiles == 1 else 1
-        range_rows = max(SHARE // tile_cols, -(-view.batch * tiles // MOST_PIECES), 1)
+        most = MOST_PIECES_OF_COLUMNS if over_batch else MOST_PIECES
+        range_rows = max(SHARE // tile_cols, -(-batch * tiles // most), 1)
         range_rows = -(-range_rows // step) * step
-        ranges = -(-view.batch // range_rows)
-        pieces = tiles * ranges
-        chunk = max(SHARE // (tile_cols * min(range_rows, view.batch)), 1)
-        shape = (view.batch, view.event, view.inner, tile_cols, range_rows)
-        denominator = kl_denominator(options.reduction, view.batch, view.event)
-        flags = (chunk, per_row, mean_over, options.clamp is not None, denominator)
+        ranges = -(-batch // range_rows)
+        chunk = max(SHARE // (tile_cols * min(range_rows, batch)), 1)
+        shape = (batch, event, view.inner, tile_cols, range_rows)
+        denominator = kl_denominator(options.reduction, batch, event)
+        flags = (chunk, per_row, _MEAN_OVER[options.mean_over], options.clamp is not None)
         tensors = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
-        flat = (*shape, *flags, arrangement.dkl_row, *chain.from_iterable(tensors))
-        self.kernel, self.buffers = kernel, kernels.BUFFERS
+        flat = (*shape, *flags, denominator, arrangement.dkl_row, *chain.from_iterable(tensors))
+        self.kernel, self.numbers = kernel, numbers
         self.plan = np.array(flat, np.int64)
-        self.numbers = np.array(options.clamp or (0, 0), str(dtype).removeprefix("torch."))
-        #: Counters and sums, as `forward` in kernels/cpu_forward.py divides them; backward's fit.
-        self.shared = 3 + tiles + 3 * pieces
-        self.shared += tiles * view.batch if per_row and tiles > 1 else 0
-        self.shared += 2 * ranges * view.event if options.mean_over == "batch" else 0
-        self.most_threads = pieces // chunk // SHARES_PER_THREAD
+        self.own = buffers * block
+        self.tiles, self.ranges = tiles, ranges
+        self.is_shared_out = tiles * ranges > chunk
+        self.shared = kernels.TILES + tiles
 
-    def __call__(self, keep: Any, *addresses: int) -> None:
-        """Run on as many threads as torch would use. `keep` holds what lies at the addresses."""
+    def __call__(self, *addresses: int) -> None:
+        """Run on as many threads as torch would use."""
+        threads = torch.get_num_threads() if self.is_shared_out else 1
+        works = np.empty((threads, self.own), self.numbers.dtype)
         shared = np.zeros(self.shared)
+        _threads.run(self.kernel, threads, works, self.numbers, self.plan, shared, *addresses)
 
-        def work() -> bool:
-            own = np.empty(self.buffers * kernels.BLOCK, self.numbers.dtype)
-            return self.kernel(own, self.numbers, self.plan, shared, *addresses)
 
-        if self.most_threads < 2:
-            work()
-        else:
-            _threads.share(work, min(torch.get_num_threads(), self.most_threads), keep)
+def _numbers(dtype: torch.dtype, options: Options) -> np.ndarray[Any, Any]:
+    """The bounds of clamp in the computation's dtype."""
+    return np.array(options.clamp or (0, 0), str(dtype).removeprefix("torch."))
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -136,8 +134,14 @@ def _plan_forward(
     scalar = torch.empty((), dtype=dtype, device="cpu")
     means_shape = (2, arrangement.view.event) if options.mean_over == "batch" else (2,)
     dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
+    launch = Launch(kernels.forward, arrangement, dtypes, options, _numbers(dtype, options))
+    # Sums, as `divided` in kernels/cpu_forward.py has them.
+    batch, event = arrangement.view.batch, arrangement.view.event
+    launch.shared += 3 * launch.tiles * launch.ranges
+    launch.shared += launch.tiles * batch if options.reduction == "none" and launch.tiles > 1 else 0
+    launch.shared += 2 * launch.ranges * event if options.mean_over == "batch" else 0
     return _ForwardPlan(
-        launch=Launch(kernels.forward, arrangement, dtypes, dtype, options),
+        launch=launch,
         z_stride=arrangement.like[0],
         z_dtype=z_dtype,
         kl_shape=tuple(mu.shape[: options.batch_dims]) if options.reduction == "none" else (),
@@ -181,7 +185,6 @@ def forward(
         kl_of_mean = torch.empty_like(scalar)
         means = use_huge_pages(torch.empty_like(plan.means))
     plan.launch(
-        (mu, logvar, eps, z, kl, kl_of_mean, means, state),
         mu.data_ptr(),
         logvar.data_ptr(),
         _address(eps),
@@ -213,7 +216,7 @@ def _plan_backward(
     inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
     dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
     return _BackwardPlan(
-        launch=Launch(kernels.backward, arrangement, dtypes, dtype, options),
+        launch=Launch(kernels.backward, arrangement, dtypes, options, _numbers(dtype, options)),
         strides=arrangement.like,
     )
 
@@ -257,7 +260,6 @@ def backward(
     if into is not None:
         dmu, dlogvar = into
     plan.launch(
-        (mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean, means, state),
         mu.data_ptr(),
         logvar.data_ptr(),
         _address(eps),

@@ -10,21 +10,7 @@ from vaekl.kernels import cpu as kernels
 
 from ._cpu import Launch
 from ._options import LOGVAR_RANGE, Options
-from ._plans import Arrangement, arrange_forward, arranged
-
-
-class _Launch(Launch):
-    """In float64, with sums of its own."""
-
-    def __init__(
-        self, arrangement: Arrangement, mu: Tensor, logvar: Tensor, options: Options
-    ) -> None:
-        dtypes = [mu.dtype, logvar.dtype]
-        super().__init__(kernels.statistics, arrangement, dtypes, torch.float64, options)
-        self.numbers, self.buffers = np.array(LOGVAR_RANGE), kernels.STATISTICS_BUFFERS
-        batch, event, _, tile_cols, range_rows = (int(n) for n in self.plan[:5])
-        tiles, ranges = -(-event // tile_cols), -(-batch // range_rows)
-        self.shared = 3 + tiles + ranges * kernels.SUMS * event
+from ._plans import arrange_forward, arranged
 
 
 def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
@@ -36,6 +22,10 @@ def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         return sums(mu, logvar, batch_dims)
     shape = (kernels.SUMS + 1, arrangement.view.event)
     out = torch.empty(shape, dtype=torch.float64, device="cpu")
-    launch = _Launch(arrangement, mu, logvar, options)
-    launch((mu, logvar, out), mu.data_ptr(), logvar.data_ptr(), out.data_ptr())
+    dtypes, numbers = [mu.dtype, logvar.dtype], np.array(LOGVAR_RANGE)
+    launch = Launch(
+        kernels.statistics, arrangement, dtypes, options, numbers, kernels.STATISTICS_BUFFERS
+    )
+    launch.shared += launch.ranges * kernels.SUMS * arrangement.view.event
+    launch(mu.data_ptr(), logvar.data_ptr(), out.data_ptr())
     return out

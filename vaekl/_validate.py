@@ -156,6 +156,8 @@ def _within(bound: float, largest: float) -> float:
 
 # Found out once and for all; torch.compile, which traces what reads it, warns of a cached function.
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
+if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":  # it would not compile anything
+    _INSTALLED["numba"] = False
 
 
 def has_triton() -> bool:
@@ -164,7 +166,7 @@ def has_triton() -> bool:
 
 
 def has_numba() -> bool:
-    """Is numba installed (not imported here)?"""
+    """Is there a numba that compiles (not imported here)?"""
     return _INSTALLED["numba"]
 
 
@@ -182,7 +184,9 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
         return "cpu" if device.type == "cpu" and has_numba() else "eager"
     if backend == "cpu":
         if not has_numba():
-            raise ModuleNotFoundError("backend='cpu' needs numba: pip install 'vaekl[cpu]'")
+            raise ModuleNotFoundError(
+                "backend='cpu' needs numba (pip install 'vaekl[cpu]') without NUMBA_DISABLE_JIT"
+            )
         if device.type not in ("cpu", "meta"):
             raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
     if backend == "triton":
