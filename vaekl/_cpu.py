@@ -23,11 +23,12 @@ from ._plans import (
     Strides,
     arrange_backward,
     arrange_forward,
-    arranged,
+    backward_of_copies,
     empty,
+    empty_gradients,
+    forward_of_copies,
     layout,
     remember,
-    restored,
     signature,
 )
 
@@ -165,15 +166,13 @@ def forward(
         plan = _plan_forward(mu, logvar, eps, options)
         remember(_forward_plans, key, plan)
     if plan is None:
-        dense, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
-        z, *others = forward(dense, logvar, eps, generator, seed, options)
-        return restored(z, mu), others[0], others[1], others[2], others[3]
+        return forward_of_copies(forward, mu, logvar, eps, generator, seed, options)
 
     z = kl = kl_of_mean = state = means = None
     word = offset = 0
     scalar = plan.scalar
     if options.sample:
-        z = use_huge_pages(empty(mu, plan.z_stride, plan.z_dtype))
+        z = empty(mu, plan.z_stride, plan.z_dtype)
         if eps is None:
             word, offset, _ = draw_key(mu.device, generator, seed)
             state = torch.empty_like(_STATE)
@@ -243,22 +242,11 @@ def backward(
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into)
         remember(_backward_plans, key, plan)
     if plan is None:
-        model, (logvar_, eps_, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
-        dkl = None if dkl is None else dkl.contiguous()
-        results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
-        return (
-            restored(results[0], mu, None if into is None else into[0]),
-            restored(results[1], logvar, None if into is None else into[1]),
-            restored(results[2], eps),
+        return backward_of_copies(
+            backward, mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
         )
 
-    own = needs if into is None else (False, False, needs[2])
-    dmu, dlogvar, deps = (
-        use_huge_pages(empty(like, stride, like.dtype)) if need and like is not None else None
-        for like, need, stride in zip((mu, logvar, eps), own, plan.strides)
-    )
-    if into is not None:
-        dmu, dlogvar = into
+    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.strides, into)
     plan.launch(
         mu.data_ptr(),
         logvar.data_ptr(),

@@ -28,11 +28,12 @@ from ._plans import (
     Strides,
     arrange_backward,
     arrange_forward,
-    arranged,
+    backward_of_copies,
     empty,
+    empty_gradients,
+    forward_of_copies,
     layout,
     remember,
-    restored,
     signature,
 )
 from ._workspace import workspaces
@@ -181,9 +182,7 @@ def forward(
         plan = _plan_forward(mu, logvar, eps, options, config)
         remember(_forward_plans, key, plan)
     if plan is None:
-        dense, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
-        z, *others = forward(dense, logvar, eps, generator, seed, options)
-        return restored(z, mu), others[0], others[1], others[2], others[3]
+        return forward_of_copies(forward, mu, logvar, eps, generator, seed, options)
 
     z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
     word = offset = 0
@@ -268,22 +267,11 @@ def backward(
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into, config)
         remember(_backward_plans, key, plan)
     if plan is None:
-        model, (logvar_, eps_, dz) = arranged(mu, (logvar, eps, dz), options.batch_dims)
-        dkl = None if dkl is None else dkl.contiguous()
-        results = backward(model, logvar_, eps_, dz, dkl, dkl_of_mean, state, means, options, needs)
-        return (
-            restored(results[0], mu, None if into is None else into[0]),
-            restored(results[1], logvar, None if into is None else into[1]),
-            restored(results[2], eps),
+        return backward_of_copies(
+            backward, mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
         )
 
-    own = needs if into is None else (False, False, needs[2])
-    dmu, dlogvar, deps = (
-        empty(like, stride, like.dtype) if need and like is not None else None
-        for like, need, stride in zip((mu, logvar, eps), own, plan.strides)
-    )
-    if into is not None:
-        dmu, dlogvar = into
+    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.strides, into)
     tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
     plan.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
     return dmu, dlogvar, deps

@@ -5,13 +5,15 @@ A plan is what sizes, strides, dtypes and options decide about a call, worked ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _layout
+from ._eager import Backward, Forward
+from ._memory import use_huge_pages
 from ._options import Options
 
 Strides = tuple[int, ...]
@@ -108,8 +110,23 @@ def arrange_backward(
 def empty(like: Tensor, stride: Strides, dtype: torch.dtype) -> Tensor:
     """Memory for a result of the shape of `like`, which need not be dense."""
     if dtype is like.dtype and stride == like.stride():
-        return torch.empty_like(like)  # the same, sooner
-    return torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device)
+        return use_huge_pages(torch.empty_like(like))  # the same, sooner
+    return use_huge_pages(torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device))
+
+
+def empty_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    needs: tuple[bool, bool, bool],
+    strides: Sequence[Strides],
+    into: tuple[Tensor, Tensor] | None,
+) -> Backward:
+    """Memory for (dmu, dlogvar, deps), None where not needed; `into`: that of the first two."""
+    own = needs if into is None else (False, False, needs[2])
+    dmu, dlogvar, deps = (
+        empty(like, stride, like.dtype) if need and like is not None else None
+        for like, need, stride in zip(inputs, own, strides)
+    )
+    return (dmu, dlogvar, deps) if into is None else (*into, deps)
 
 
 def arranged(
@@ -129,7 +146,7 @@ def arranged(
     return first, kept[1:]
 
 
-def restored(
+def _restored(
     result: Tensor | None, model: Tensor | None, into: Tensor | None = None
 ) -> Tensor | None:
     """A result for copied inputs, in the memory format of what came in or where it is wanted."""
@@ -138,3 +155,43 @@ def restored(
     if into is not None:
         return into.copy_(result)
     return torch.empty_like(model, dtype=result.dtype).copy_(result)
+
+
+def forward_of_copies(
+    forward: Callable[..., Forward],
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    seed: int | None,
+    options: Options,
+) -> Forward:
+    """A backend's forward where three strides cannot describe some tensor."""
+    model, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
+    z, *others = forward(model, logvar, eps, generator, seed, options)
+    return _restored(z, mu), others[0], others[1], others[2], others[3]
+
+
+def backward_of_copies(
+    backward: Callable[..., Backward],
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    dkl_of_mean: Tensor | None,
+    state: Tensor | None,
+    means: Tensor | None,
+    options: Options,
+    needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None,
+) -> Backward:
+    """A backend's backward where three strides cannot describe some tensor."""
+    model, copies = arranged(mu, (logvar, eps, dz), options.batch_dims)
+    dkl = None if dkl is None else dkl.contiguous()
+    results = backward(model, *copies, dkl, dkl_of_mean, state, means, options, needs)
+    return (
+        _restored(results[0], mu, None if into is None else into[0]),
+        _restored(results[1], logvar, None if into is None else into[1]),
+        _restored(results[2], eps),
+    )
