@@ -2,14 +2,16 @@
 
     python bench/cpu.py [--out bench/results/cpu-detail.json] [--quick]
 
-- parts: calls that do ever more, each with the bytes that it has to move and the share of the
-  machine's copy bandwidth that it reaches. What one takes longer than the one before is the cost
-  of what it does in addition.
+- parts: calls that do one thing and calls that do several, each with the bytes that it has to move
+  and the share of the machine's copy bandwidth that it reaches. One call beside another that does
+  less shows the cost of the difference.
+- small: forward and backward of small batches, beside plain torch and beside an autograd.Function
+  that computes nothing, which no loss written in Python can beat.
 - growth: time per element, and the most memory that a step held beyond its inputs, beside the
   bytes of its results.
 - first call: seconds of the first forward and backward of a process, imports of torch and vaekl
   aside, with nothing compiled before and with compiled code on disk.
-- threads: one against all, about the size from which another is woken.
+- threads: one against all, about the size from which work is shared out.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import environment
+import providers
 import timing
 import torch
 from rich.console import Console
@@ -38,7 +41,8 @@ import vaekl
 EVENT = 512
 PARTS_BATCH = 4096
 GROWTH = (200, 600, 2000, 6000, 20_000, 60_000, 200_000)
-THREADS = (128, 192, 256, 384, 512, 1024, 4096)
+THREADS = (32, 64, 96, 128, 256, 1024, 4096)
+SMALL = ((64, 10), (128, 20), (1024, 32))
 FIRST_CALL = """
 import time, torch, vaekl
 x = torch.zeros(4, 3, requires_grad=True)
@@ -71,7 +75,7 @@ class Inputs:
 
 
 def parts(budget: float) -> list[dict[str, Any]]:
-    """Calls that do ever more; bytes in tensors of mu's size."""
+    """Calls by what they do; bytes in tensors of mu's size."""
     data = Inputs(PARTS_BATCH)
     mu, logvar, eps = data.mu, data.logvar, torch.randn_like(data.mu)
     target = torch.empty_like(mu)
@@ -97,6 +101,44 @@ def parts(budget: float) -> list[dict[str, Any]]:
          "elements": mu.numel()}
         for name, (tensors, _) in calls.items()
     ]  # fmt: skip
+
+
+class Nothing(torch.autograd.Function):
+    """Three results and two gradients that are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor, results: tuple[Tensor, ...]) -> Any:
+        ctx.gradients = results[0], results[0]
+        return tuple(torch.empty_like(result) for result in results)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (*ctx.gradients, None)
+
+
+def small(budget: float) -> list[dict[str, Any]]:
+    """Forward and backward: vaekl, an empty Function, plain torch."""
+    rows = []
+    for shape in SMALL:
+        leaves = tuple(torch.randn(shape).requires_grad_() for _ in range(2))
+        upstream = (torch.randn(shape), torch.tensor(0.7), torch.tensor(0.3))
+        results = tuple(t.detach() for t in vaekl.reparameterize_kl(*leaves, backend="cpu"))
+        functions: dict[str, Callable[[], Any]] = {
+            "vaekl": lambda leaves=leaves: vaekl.reparameterize_kl(*leaves, backend="cpu"),
+            "empty": lambda leaves=leaves, results=results: Nothing.apply(*leaves, results),
+            "plain": lambda leaves=leaves: providers.plain(*leaves, True),
+        }
+        calls = {
+            name: lambda call=call, leaves=leaves, upstream=upstream: torch.autograd.grad(
+                tuple(call()), leaves, upstream
+            )
+            for name, call in functions.items()
+        }
+        samples = timing.interleaved(calls, "cpu", budget)
+        rows.append(
+            {"shape": shape} | {name: statistics.median(times) for name, times in samples.items()}
+        )
+    return rows
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
@@ -150,14 +192,15 @@ def threads(batches: tuple[int, ...], budget: float) -> list[dict[str, Any]]:
     return rows
 
 
-def first_call() -> list[dict[str, Any]]:
-    """Of a process without compiled code on disk, and of the next one."""
+def first_call(quick: bool) -> list[dict[str, Any]]:
+    """Of a process without compiled code on disk, unless it is to be quick, and of the next one."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for cache in ("nothing compiled", "compiled code on disk"):
+        environment = os.environ if quick else {**os.environ, "NUMBA_CACHE_DIR": folder}
+        for cache in ("nothing compiled", "compiled code on disk")[quick:]:
             done = subprocess.run(
                 [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=True,
-                env={**os.environ, "NUMBA_CACHE_DIR": folder},
+                env=environment,
             )  # fmt: skip
             forward, backward = map(float, done.stdout.split())
             rows.append({"name": cache, "forward": forward, "backward": backward})
@@ -187,12 +230,13 @@ def main() -> int:
         "device": environment.describe("cpu"),
         "copy_bytes_per_second": timing.copy_bandwidth("cpu", budget),
         "parts": parts(budget),
+        "small": small(budget),
         "growth": growth(GROWTH[:2] if args.quick else GROWTH, budget),
         "threads": threads(THREADS[:2] if args.quick else THREADS, budget),
-        "first_call": first_call(),
+        "first_call": first_call(args.quick),
     }
     console = Console(highlight=False)
-    for name in ("parts", "growth", "threads", "first_call"):
+    for name in ("parts", "small", "growth", "threads", "first_call"):
         console.print(table(name, results[name]))
     if args.out is not None:
         args.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -149,8 +149,9 @@ def cpu_detail(data: dict[str, Any]) -> str:
     ]  # fmt: skip
     text = f"""**The cpu backend in detail** ({device["name"]}, {device["threads"]} threads, commit
         {device["commit"]}, {device["date"]}; `bench/cpu.py`). Where the time goes at [4096, 512]
-        fp32: each call does more than the one before. Shares are of the bandwidth of a large
-        copy, {figure(copy / 1e9)} GB/s; what the cache holds can pass it."""
+        fp32: one call beside another that does less shows the cost of the difference. Shares are
+        of the bandwidth of a large copy, {figure(copy / 1e9)} GB/s; what the cache holds can pass
+        it."""
     parts = [prose(text), markdown(["call", "ns per element", "share of copy"], lines)]
     lines = [
         [f"{row['elements']:.2g}".replace("e+0", "e"),
@@ -168,6 +169,14 @@ def cpu_detail(data: dict[str, Any]) -> str:
         f"{row['forward']:.1f} s forward and {row['backward']:.1f} s backward with {row['name']}"
         for row in data["first_call"]
     ]
+    text = """Small batches, forward + backward in µs, beside an autograd.Function that computes
+        nothing."""
+    lines = [
+        ["x".join(map(str, row["shape"])),
+         *(figure(row[name] * 1e6) for name in ("plain", "vaekl", "empty"))]
+        for row in data["small"]
+    ]  # fmt: skip
+    parts += [prose(text), markdown(["shape", "plain torch", "vaekl", "empty Function"], lines)]
     gain = ", ".join(
         f"{row['one'] / row['all']:.2f}x at {row['elements']}" for row in data["threads"]
     )

@@ -148,6 +148,15 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     assert "'benchmarks'" not in printed
 
 
+def test_the_cpu_backend_in_detail(bench, tmp_path):
+    _run("cpu.py", "--quick", "--out", tmp_path / "cpu-detail.json")
+    data = json.loads((tmp_path / "cpu-detail.json").read_text())
+    text = bench("report").cpu_detail(data)
+    for part in ("| forward: z and both KLs |", "| 64x10 |", "| 1e5 |", "x at 16384",
+                 "backward with compiled code on disk"):  # fmt: skip
+        assert part in text, part
+
+
 def test_run_stops_at_its_time_limit(tmp_path):
     printed = _run("run.py", "--device", "cpu", "--seconds", "0", "--out", tmp_path)
     assert "stopped at the time limit" in printed
