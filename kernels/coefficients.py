@@ -19,8 +19,11 @@ EXP_F32 = (
 EXP_F64 = tuple(0.5 ** (k + 2) / factorial(k + 2) for k in range(14, -1, -1))
 # (e^l - 1 - l) / l^2 on |l| <= 1: Taylor, relative error 2.5e-17
 PHI_F64 = tuple(1.0 / factorial(k + 2) for k in range(16, -1, -1))
-# -2 log(1 - t) / t on 0 <= t <= 1/64: relative error 6.1e-8
-LOG_F32 = (0.6785571575164795, 0.9999300241470337, 2.0)
+# -2 log(u) for u = (w + 1/2) / 2^32 near 1, as a quadratic in y = w - 2^32 (-2^26 <= y < 0): the
+# error of its root is 4.7e-7, half of what lg2.approx leaves where y = -2^26. With 1 - u = t it is
+# t (B t + A).
+_A, _B = 1.9999481439590454, 1.0131909847259521
+LOG_F32 = (_B * 2.0**-64, _B * 2.0**-64 - _A * 2.0**-32, _B * 2.0**-66 - _A * 2.0**-33)
 # (log(1 + y) - y + y^2 / 2) / y^3 on sqrt(1/2) <= 1 + y <= sqrt(2), of Cephes' logf: relative
 # error 3.6e-9 of log(1 + y)
 LN_F32 = (

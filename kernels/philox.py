@@ -68,9 +68,8 @@ def _radius(b_word, DTYPE: tl.constexpr):
     if DTYPE == tl.float64:
         b_square = tl.log(b_u) * -2.0
     else:
-        # -2 ln u = -2 ln(1 - t); near u = 1 only t, from the signed word, still has its digits.
-        b_t = b_word.to(tl.int32, bitcast=True).to(tl.float32) * -TWO_M32 - TWO_M33
-        b_near_one = b_t * polynomial(b_t, LOG_F32)
+        # Near u = 1 only the signed word still has the digits of 1 - u.
+        b_near_one = polynomial(b_word.to(tl.int32, bitcast=True).to(tl.float32), LOG_F32)
         if _has_fast_log2():
             b_log2 = libdevice.fast_log2f(b_u)
         else:

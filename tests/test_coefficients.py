@@ -40,9 +40,9 @@ def test_phi():
 
 
 def test_log():
-    t = np.linspace(1e-6, 1 / 64, 4001)
-    exact = -2 * np.log1p(-t) / t
-    assert np.max(np.abs(np.polyval(c.LOG_F32, t) / exact - 1)) < 6.1e-8
+    y = -np.geomspace(1, 2**26, 4001).round()
+    radius = np.sqrt(np.polyval(np.float32(c.LOG_F32).astype(float), y))
+    assert np.max(np.abs(radius - np.sqrt(-2 * np.log1p((y + 0.5) / 2**32)))) < 4.7e-7
 
 
 def test_ln():
