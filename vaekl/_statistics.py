@@ -41,8 +41,10 @@ class Statistics(NamedTuple):
 
 
 def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statistics:
-    """The statistics of one batch of at least one sample. No gradient; waits for the device."""
-    mu, logvar = (t.detach().resolve_neg() for t in (mu, logvar))
+    """The statistics of one batch of at least one sample; waits for the device.
+
+    For a kernel mu and logvar are plain tensors, as ``_autograd.is_plain`` has it.
+    """
     if backend == "eager":
         sums = _sums(mu, logvar, batch_dims)
     else:
@@ -90,5 +92,6 @@ def _sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         finite = v.isfinite()
         shifted, outside = m - shift, finite & ((v < low) | (v > high))
         terms = (shifted, shifted * shifted, v, v.exp(), phi(v), ~m.isfinite(), ~finite, outside)
-        total += torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
+        # Not in place: under vmap the terms may be batched, total is not yet.
+        total = total + torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
     return torch.cat([total, shift])

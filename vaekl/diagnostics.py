@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
-from . import _validate
+from . import _autograd, _validate
 from ._report import DiagnosticsReport, evaluate
 from ._statistics import Statistics, collect, merged
 
@@ -126,6 +127,12 @@ def _statistics(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> St
     _validate.parameters(mu, logvar, batch_dims)
     if mu.numel() == 0:
         raise ValueError(f"mu must have at least one element, got shape {tuple(mu.shape)}")
-    if mu.is_meta:
-        raise ValueError("mu must have values, got a tensor on the meta device")
-    return collect(mu, logvar, batch_dims, _validate.resolve_backend(backend, mu.device))
+    for name, tensor in (("mu", mu), ("logvar", logvar)):
+        if tensor.is_meta or isinstance(tensor, FakeTensor):
+            what = "FakeTensor" if isinstance(tensor, FakeTensor) else "tensor on the meta device"
+            raise ValueError(f"{name} must have values, got a {what}")
+    backend = _validate.resolve_backend(backend, mu.device)
+    mu, logvar = (t.detach().resolve_neg() for t in (mu, logvar))
+    if not _autograd.is_plain(mu, logvar):
+        backend = "eager"  # subclasses, transforms: there may be no memory for a kernel to read
+    return collect(mu, logvar, batch_dims, backend)
