@@ -1,4 +1,4 @@
-"""diagnose where tensors have no memory of their own, or none to read."""
+"""diagnose where tensors have no memory of their own, or none to read; merging to the bit."""
 
 import pytest
 import torch
@@ -91,3 +91,17 @@ def test_inside_torch_compile(inputs, backend):
     expected = mu.sum() + vaekl.diagnose(mu, logvar, backend="eager").kl
     for _ in range(2):
         torch.testing.assert_close(step(mu, logvar), expected)
+
+
+@pytest.mark.parametrize("count", [3, 7, 40])
+def test_merged_batches_of_one_code_have_no_variance(count):
+    """Far from 0, where a mean of equal means is another number by rounding."""
+    same = torch.full((1, 2), 12345.678), torch.full((1, 2), -29.7)
+    accumulator = vaekl.DiagnosticsAccumulator()
+    for _ in range(count):
+        accumulator.update(*same)
+    report = accumulator.report()
+    assert report.samples == count
+    assert report.var_mu.tolist() == [0.0, 0.0]
+    assert report.mean_logvar.tolist() == same[1][0].double().tolist()
+    assert report.information.max() < 1e-13

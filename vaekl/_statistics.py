@@ -64,16 +64,21 @@ def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statis
 
 
 def merged(a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of all samples of both (Chan, Golub & LeVeque 1979)."""
+    """The statistics of all samples of both (Chan, Golub & LeVeque 1979).
+
+    Means of mu and logvar move by a share of their distance: where that is 0 they stay what they
+    are to the bit, and no variance comes of rounding.
+    """
     n = a.samples + b.samples
     of_a, of_b = a.samples / n, b.samples / n
     distance = b.mean_mu - a.mean_mu
     return Statistics(
         n,
         a.event,
-        of_a * a.mean_mu + of_b * b.mean_mu,
+        a.mean_mu + of_b * distance,
         a.squares_mu + b.squares_mu + distance * distance * (a.samples * of_b),
-        *(of_a * x + of_b * y for x, y in zip(a[4:7], b[4:7])),
+        a.mean_logvar + of_b * (b.mean_logvar - a.mean_logvar),
+        *(of_a * x + of_b * y for x, y in zip(a[5:7], b[5:7])),  # which may be inf
         *(x + y for x, y in zip(a[7:], b[7:])),
     )
 
