@@ -17,9 +17,10 @@ from torch import Tensor
 
 from . import _validate, functional
 from ._noise import draw_key
+from ._options import LOGVAR_RANGE
 
-#: Bounds on logvar, those of diffusers (and of latent diffusion before it).
-CLAMP = (-30.0, 20.0)
+#: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
+CLAMP = LOGVAR_RANGE
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -49,6 +50,11 @@ class DiagonalGaussianDistribution:
     default_dims: tuple[int, ...] | None = None
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        if isinstance(parameters, Tensor) and parameters.dim() < 2:
+            raise ValueError(
+                "parameters must have an axis 1, which holds mean and logvar; got shape "
+                f"{tuple(parameters.shape)}"
+            )
         _validate.moments(parameters, 1, 1, name="parameters")
         self.parameters = parameters
         self.deterministic = deterministic
@@ -120,13 +126,15 @@ class DiagonalGaussianDistribution:
         ``½ Σ ((mean − mean')² / var' + var / var' − 1 − logvar + logvar')``.
 
         Args:
-            other: An object with mean, std and logvar; diffusers' own class will do.
+            other: An object with mean and logvar; diffusers' own class will do. If it is
+                ``deterministic``, the KL is inf (NaN where the means agree), as there.
             dims: Axes to sum over. Default: all but the first, so [B].
 
         Returns:
             One KL for each index of the other axes; float32, float64 for float64.
 
         Raises:
+            TypeError: other is no such object.
             ValueError: dims are no axes of mean, or shapes differ.
         """
         if self.deterministic:
@@ -139,10 +147,17 @@ class DiagonalGaussianDistribution:
             return _given(packed[1])
         mean, logvar = self.mean, self.logvar
         if other is not None:
+            if not (hasattr(other, "mean") and hasattr(other, "logvar")):
+                raise TypeError(
+                    "other must have a distribution's mean and logvar, got " + type(other).__name__
+                )
             _same_shape("other.mean", other.mean, mean)
             # The KL does not change when both are moved and scaled so that the other is N(0, I).
-            mean, theirs, std, width = map(_wide, (mean, other.mean, other.std, other.logvar))
-            mean, logvar = (mean - theirs) / std, _wide(logvar) - width
+            mean, theirs, logvar, width = map(_wide, (mean, other.mean, logvar, other.logvar))
+            scale = torch.exp(-0.5 * width)
+            if getattr(other, "deterministic", False):
+                scale = torch.full_like(scale, torch.inf)
+            mean, logvar = (mean - theirs) * scale, logvar - width
         kept = [axis for axis in range(mean.dim()) if axis not in axes]
         order = (*kept, *axes)
         return functional.kl_loss(
