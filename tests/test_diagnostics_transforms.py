@@ -1,4 +1,4 @@
-"""diagnose where tensors have no memory of their own, or none to read; merging to the bit."""
+"""diagnose where tensors have no memory to read; merging to the bit; wrong arguments of plot."""
 
 import pytest
 import torch
@@ -105,3 +105,9 @@ def test_merged_batches_of_one_code_have_no_variance(count):
     assert report.var_mu.tolist() == [0.0, 0.0]
     assert report.mean_logvar.tolist() == same[1][0].double().tolist()
     assert report.information.max() < 1e-13
+
+
+@pytest.mark.parametrize(("most", "error"), [(0, ValueError), (-1, ValueError), ("8", TypeError)])
+def test_a_figure_of_no_dimensions_is_refused(inputs, most, error):
+    with pytest.raises(error, match="most must be "):
+        vaekl.diagnose(*inputs).plot(most=most)

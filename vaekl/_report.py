@@ -155,6 +155,7 @@ class DiagnosticsReport:
             most: Bars at most; where there are more dimensions, those of the largest KL.
 
         Raises:
+            TypeError, ValueError: ``most`` is no number of bars.
             ModuleNotFoundError: matplotlib is not installed.
         """
         return _report_views.figure(self, most)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from . import _validate
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -129,6 +131,7 @@ def _largest(report: DiagnosticsReport, most: int) -> torch.Tensor:
 
 def figure(report: DiagnosticsReport, most: int) -> Figure:
     """Bars of aggregate KL and information, both KLs marked."""
+    _validate.integer("most", most, 1, 2**31)
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
