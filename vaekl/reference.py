@@ -276,7 +276,9 @@ def torch_reparameterize_kl(
     def elements(m: Tensor, v: Tensor) -> Tensor:
         return -0.5 * (1 + v - m.pow(2) - v.exp())
 
-    rows = elements(mu, logvar).flatten(batch_dims).sum(-1)
+    rows = elements(mu, logvar)
+    if batch_dims < mu.dim():
+        rows = rows.flatten(batch_dims).sum(-1)
     kl = {
         "none": lambda: rows,
         "sum": lambda: rows.sum(),
@@ -284,8 +286,10 @@ def torch_reparameterize_kl(
         "mean": lambda: elements(mu, logvar).mean(),
     }[reduction]()
     if mean_over == "batch":
-        axes = tuple(range(batch_dims))
-        of_mean = elements(mu.mean(axes), logvar.mean(axes)).sum()
+        if batch_dims:  # no axes at all would be every axis to torch
+            axes = tuple(range(batch_dims))
+            mu, logvar = mu.mean(axes), logvar.mean(axes)
+        of_mean = elements(mu, logvar).sum()
     else:
         of_mean = elements(mu.mean(), logvar.mean())
     return z, kl, of_mean
