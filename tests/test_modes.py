@@ -266,3 +266,16 @@ def test_no_grad_and_inference_mode(backend, device):
         inner = mu * 1
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
         vaekl.kl_loss(inner, logvar, backend=backend)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_zero_tensors(which, backend, device):
+    """Autograd's stand-in for zeros has no memory that a kernel could read."""
+    tensors = list(make_inputs((4, 6), device=device))
+    tensors[which] = torch._efficientzerotensor(4, 6, device=device)
+    plain = [t.clone() if t._is_zerotensor() else t for t in tensors]
+    for a, b in zip(
+        vaekl.reparameterize_kl(*tensors, seed=1, backend=backend),
+        vaekl.reparameterize_kl(*plain, seed=1, backend=backend),
+    ):
+        torch.testing.assert_close(a, b)

@@ -290,3 +290,12 @@ def test_transforms_reach_the_module(backend, tensors):
     same(actual, mu / len(mu))
     with pytest.raises(RuntimeError, match="randomness error mode"):
         vmap(lambda m: module(m, torch.zeros_like(m)).z)(mu[:, None])
+
+
+def test_gradients_far_from_zero(backend, device):
+    """Where the series that is not taken would overflow."""
+    mu = torch.zeros(1, 3, device=device)
+    logvar = torch.tensor([[-1e4, -50.0, 1.0]], device=device)
+    loss = lambda v: vaekl.kl_loss(mu, v, backend=backend)  # noqa: E731
+    expected = 0.5 * torch.expm1(logvar)
+    torch.testing.assert_close(torch.func.grad(loss)(logvar), expected)

@@ -126,7 +126,7 @@ def _largest(report: DiagnosticsReport, most: int) -> torch.Tensor:
     values = report.kl_dims.flatten()
     if len(values) <= most:
         return torch.arange(len(values), device="cpu")
-    return values.nan_to_num(torch.inf).argsort(descending=True, stable=True)[:most]
+    return values.argsort(descending=True, stable=True)[:most]  # NaN is first to torch
 
 
 def figure(report: DiagnosticsReport, most: int) -> Figure:
