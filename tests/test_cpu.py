@@ -98,6 +98,20 @@ def test_large_inputs_agree_with_eager():
                 torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", LARGE)
+def test_statistics_of_several_tiles_and_ranges(shape, threads, workers):
+    mu, logvar = make_inputs(shape)
+    for count in (1, 2, 3):
+        threads(count)
+        ours, eager = (vaekl.diagnose(mu, logvar, backend=backend) for backend in ("cpu", "eager"))
+        assert ours.kl == pytest.approx(eager.kl, rel=1e-12)
+        for name in ("mean_mu", "var_mu", "kl_dims"):
+            torch.testing.assert_close(
+                getattr(ours, name), getattr(eager, name), rtol=1e-11, atol=1e-11
+            )
+    assert workers == [1, 2, 3]
+
+
 def test_small_inputs_stay_in_the_calling_thread(threads, workers):
     threads(2)
     step((128, 20))
