@@ -193,3 +193,14 @@ def test_the_command_line(capsys):
         assert err.startswith("usage: vaekl")
     assert main([]) == 2
     assert capsys.readouterr().out.startswith("usage: vaekl")
+
+
+def test_a_timing_that_fails_is_reported(monkeypatch, quick, capsys):
+    def broken(backend, device):
+        raise RuntimeError("no time")
+
+    monkeypatch.setattr(_check, "seconds", broken)
+    assert main(["check", "--json"]) == 1
+    eager = json.loads(capsys.readouterr().out)["backends"][-1]
+    assert eager["status"] == "wrong"
+    assert eager["cases"][-1]["problem"] == "RuntimeError: no time"

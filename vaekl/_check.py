@@ -122,12 +122,16 @@ def check_case(case: Case, backend: str, device: str) -> CaseResult:
     try:
         result.errors, result.kl_error = _errors(case, backend, device)
     except Exception as error:  # whatever a broken installation raises belongs in the report
-        result.problem = f"{type(error).__name__}: {error}"
+        result.problem = _told(error)
         return result
     over = [f"{name} by {error:.3g} times" for name, error in result.errors.items() if error > 1]
     if over:
         result.problem = "error above what is allowed: " + ", ".join(over)
     return result
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _errors(case: Case, backend: str, device: str) -> tuple[dict[str, float], float]:
@@ -208,7 +212,10 @@ def run(progress: Progress) -> Iterator[BackendResult]:
         if cases and not result.interpreted:
             progress(f"{result.name}: speed")
             if result.status == "ok":
-                result.milliseconds = 1e3 * seconds(result.name, result.device or "cpu")
+                try:
+                    result.milliseconds = 1e3 * seconds(result.name, result.device or "cpu")
+                except Exception as error:  # as in check_case
+                    result.cases.append(CaseResult("speed", problem=_told(error)))
         yield result
 
 

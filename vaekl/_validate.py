@@ -185,7 +185,7 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
     if backend == "cpu":
         if not has_numba():
             raise ModuleNotFoundError(
-                "backend='cpu' needs numba (pip install 'vaekl[cpu]') without NUMBA_DISABLE_JIT"
+                "backend='cpu' needs numba: pip install 'vaekl[cpu]' (NUMBA_DISABLE_JIT not set)"
             )
         if device.type not in ("cpu", "meta"):
             raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
