@@ -14,17 +14,15 @@ from vaekl.kernels import cpu as kernels
 
 from . import _threads
 from ._eager import Backward, Forward
-from ._memory import use_huge_pages
+from ._memory import empty_like
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
     UNKNOWN,
     Arrangement,
-    Strides,
     arrange_backward,
     arrange_forward,
     backward_of_copies,
-    empty,
     empty_gradients,
     forward_of_copies,
     layout,
@@ -108,16 +106,15 @@ def _dtype(tensor: Tensor | None) -> torch.dtype:
 
 class _ForwardPlan(NamedTuple):
     launch: Launch
-    z_stride: Strides
     z_dtype: torch.dtype
-    kl_shape: Strides
+    kl_shape: tuple[int, ...]
     scalar: Tensor  # like a reduced KL
     means: Tensor  # of the shape of the mean vectors
 
 
 class _BackwardPlan(NamedTuple):
     launch: Launch
-    strides: list[Strides]  # of dmu, dlogvar, deps
+    like_mu: bool  # all gradients have its layout
 
 
 _forward_plans: dict[Any, _ForwardPlan | None] = {}
@@ -143,7 +140,6 @@ def _plan_forward(
     launch.shared += 2 * launch.ranges * event if options.mean_over == "batch" else 0
     return _ForwardPlan(
         launch=launch,
-        z_stride=arrangement.like[0],
         z_dtype=z_dtype,
         kl_shape=tuple(mu.shape[: options.batch_dims]) if options.reduction == "none" else (),
         scalar=scalar,
@@ -172,7 +168,7 @@ def forward(
     word = offset = 0
     scalar = plan.scalar
     if options.sample:
-        z = empty(mu, plan.z_stride, plan.z_dtype)
+        z = empty_like(mu, plan.z_dtype)
         if eps is None:
             word, offset, _ = draw_key(mu.device, generator, seed)
             state = torch.empty_like(_STATE)
@@ -182,7 +178,7 @@ def forward(
         kl = torch.empty_like(scalar)
     if options.mean_over is not None:
         kl_of_mean = torch.empty_like(scalar)
-        means = use_huge_pages(torch.empty_like(plan.means))
+        means = empty_like(plan.means, scalar.dtype)
     plan.launch(
         mu.data_ptr(),
         logvar.data_ptr(),
@@ -216,7 +212,7 @@ def _plan_backward(
     dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
     return _BackwardPlan(
         launch=Launch(kernels.backward, arrangement, dtypes, options, _numbers(dtype, options)),
-        strides=arrangement.like,
+        like_mu=arrangement.like_mu,
     )
 
 
@@ -246,7 +242,7 @@ def backward(
             backward, mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
         )
 
-    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.strides, into)
+    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.like_mu, into)
     plan.launch(
         mu.data_ptr(),
         logvar.data_ptr(),

@@ -21,6 +21,7 @@ from vaekl.kernels.forward import forward_kernel
 
 from . import _layout
 from ._eager import Backward, Forward
+from ._memory import empty_like
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
@@ -29,7 +30,6 @@ from ._plans import (
     arrange_backward,
     arrange_forward,
     backward_of_copies,
-    empty,
     empty_gradients,
     forward_of_copies,
     layout,
@@ -91,7 +91,6 @@ def _is_elsewhere(device: torch.device) -> bool:
 class _ForwardPlan(NamedTuple):
     launch: Launch
     dtype: torch.dtype
-    z_stride: Strides
     z_dtype: torch.dtype
     kl_shape: Strides
     means: tuple[Strides, Strides]  # shape and strides
@@ -101,7 +100,7 @@ class _ForwardPlan(NamedTuple):
 
 class _BackwardPlan(NamedTuple):
     launch: Launch
-    strides: list[Strides]  # of dmu, dlogvar, deps
+    like_mu: bool  # all gradients have its layout
 
 
 _forward_plans: dict[Any, _ForwardPlan | None] = {}
@@ -153,7 +152,6 @@ def _plan_forward(
     return _ForwardPlan(
         launch=Launch(forward_kernel, grid, fixed),
         dtype=dtype,
-        z_stride=arrangement.like[0],
         z_dtype=z_dtype,
         kl_shape=tuple(mu.shape[: options.batch_dims]) if per_row else (),
         means=((2, view.event), (view.event, 1)) if options.mean_over == "batch" else ((2,), (1,)),
@@ -187,7 +185,7 @@ def forward(
     z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
     word = offset = 0
     if options.sample:
-        z = empty(mu, plan.z_stride, plan.z_dtype)
+        z = empty_like(mu, plan.z_dtype)
         if eps is None:
             word, offset, noise_key = draw_key(device, generator, seed)
             state = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
@@ -235,7 +233,7 @@ def _plan_backward(
         options.mean_over or "none",
         *_flag_args(view, compute_dtype(mu, logvar, eps), options),
     ]
-    return _BackwardPlan(Launch(backward_kernel, grid, fixed), arrangement.like)
+    return _BackwardPlan(Launch(backward_kernel, grid, fixed), arrangement.like_mu)
 
 
 def backward(
@@ -271,7 +269,7 @@ def backward(
             backward, mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
         )
 
-    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.strides, into)
+    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.like_mu, into)
     tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
     plan.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
     return dmu, dlogvar, deps

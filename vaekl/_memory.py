@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 #: Bytes from which an array is worth it; NumPy does the same, from the same size on.
@@ -15,19 +15,26 @@ _madvise = None if _ADVICE is None else ctypes.CDLL(None).madvise
 if _madvise is not None:
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
-MaybeTensor = TypeVar("MaybeTensor", bound=Tensor)
+
+def empty_like(model: Tensor, dtype: torch.dtype) -> Tensor:
+    """As torch.empty_like."""
+    fresh = (
+        torch.empty_like(model) if dtype is model.dtype else torch.empty_like(model, dtype=dtype)
+    )
+    if fresh.numel() >= LARGE // 8:
+        _use_huge_pages(fresh)
+    return fresh
 
 
-def use_huge_pages(tensor: MaybeTensor) -> MaybeTensor:
+def _use_huge_pages(tensor: Tensor) -> None:
     """Ask for 2 MiB pages behind fresh memory, where it is large.
 
     The first write to each page costs a fault, and for small pages those take longer than all
     the arithmetic: [4096, 4096] float32 was filled in 22 ms, with huge pages in 4.
     """
-    size = tensor.untyped_storage().nbytes() if tensor.numel() >= LARGE // 8 else 0
+    size = tensor.untyped_storage().nbytes()
     if size >= LARGE and _madvise is not None and tensor.is_cpu:
         page = mmap.PAGESIZE
         start = -(-tensor.data_ptr() // page) * page
         end = (tensor.data_ptr() + size) // page * page
         _madvise(start, end - start, _ADVICE)  # advice: an error changes nothing
-    return tensor

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from . import _autograd, _composed, _eager, _ops
-from ._memory import use_huge_pages
+from ._memory import empty_like
 from ._noise import signed64
 from ._options import Options
 
@@ -53,7 +53,7 @@ def _run_backward(
     `tensors`: eps, dz, dkl, dkl_of_mean, state, means.
     """
     eps, dz, dkl, dkl_of_mean, state, means = tensors
-    dmoments = use_huge_pages(torch.empty_like(moments)) if needs[0] else None
+    dmoments = empty_like(moments, moments.dtype) if needs[0] else None
     _, _, deps = _ops.run_backward(
         *halves(moments, dim), eps, dz, dkl, dkl_of_mean, state, means, options, backend,
         (needs[0], needs[0], needs[1]), None if dmoments is None else halves(dmoments, dim),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _layout
 from ._eager import Backward, Forward
-from ._memory import use_huge_pages
+from ._memory import empty_like
 from ._options import Options
 
 Strides = tuple[int, ...]
@@ -28,7 +28,7 @@ class Arrangement(NamedTuple):
 
     view: _layout.View
     strides: list[tuple[int, int, int]]
-    like: list[Strides]  # full strides of the outputs, which come last; () if absent
+    like_mu: bool = False  # every gradient has its layout, not that of its own input
     dkl_row: int = 0  # stride of the upstream gradient of kl
 
 
@@ -62,7 +62,7 @@ def _arrange(
         return None
     strides = iter(view.strides)
     operands = [_NO_STRIDES if t is None else next(strides) for t in tensors]
-    return Arrangement(view, operands, [() if t is None else t.stride() for t in outputs])
+    return Arrangement(view, operands)
 
 
 def arrange_forward(
@@ -96,37 +96,37 @@ def arrange_backward(
         dkl_row, wide = rows.strides[0][0], rows.wide
     inputs = [mu, logvar, eps]
     # Each gradient has the layout of its input, or else that of mu.
-    for models in (inputs, [mu] * 3):
+    for like_mu in (False, True):
+        models = [mu] * 3 if like_mu else inputs
         likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
         if into is not None:
             likes[:2] = into
         found = _arrange([*inputs, dz], likes, mu, batch_dims)
         if found is not None:
             view = found.view._replace(wide=found.view.wide or wide)
-            return found._replace(view=view, dkl_row=dkl_row)
+            return found._replace(view=view, like_mu=like_mu, dkl_row=dkl_row)
     return None
-
-
-def empty(like: Tensor, stride: Strides, dtype: torch.dtype) -> Tensor:
-    """Memory for a result of the shape of `like`, which need not be dense."""
-    if dtype is like.dtype and stride == like.stride():
-        return use_huge_pages(torch.empty_like(like))  # the same, sooner
-    return use_huge_pages(torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device))
 
 
 def empty_gradients(
     inputs: tuple[Tensor, Tensor, Tensor | None],
     needs: tuple[bool, bool, bool],
-    strides: Sequence[Strides],
+    like_mu: bool,
     into: tuple[Tensor, Tensor] | None,
 ) -> Backward:
     """Memory for (dmu, dlogvar, deps), None where not needed; `into`: that of the first two."""
-    own = needs if into is None else (False, False, needs[2])
-    dmu, dlogvar, deps = (
-        empty(like, stride, like.dtype) if need and like is not None else None
-        for like, need, stride in zip(inputs, own, strides)
-    )
-    return (dmu, dlogvar, deps) if into is None else (*into, deps)
+    mu, logvar, eps = inputs
+    dmu = dlogvar = deps = None
+    if into is not None:
+        dmu, dlogvar = into
+    else:
+        if needs[0]:
+            dmu = empty_like(mu, mu.dtype)
+        if needs[1]:
+            dlogvar = empty_like(mu if like_mu else logvar, logvar.dtype)
+    if needs[2] and eps is not None:
+        deps = empty_like(mu if like_mu else eps, eps.dtype)
+    return dmu, dlogvar, deps
 
 
 def arranged(

@@ -177,11 +177,12 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
         ValueError: an unknown name, or a backend asked for on a device that it cannot use.
         ModuleNotFoundError: what the backend asked for needs is not installed.
     """
-    choice("backend", backend, BACKENDS)
     if backend == "auto":
-        if device.type == "cuda" and has_triton():
+        kind = device.type
+        if kind == "cuda" and has_triton():
             return "triton"
-        return "cpu" if device.type == "cpu" and has_numba() else "eager"
+        return "cpu" if kind == "cpu" and has_numba() else "eager"
+    choice("backend", backend, BACKENDS)
     if backend == "cpu":
         if not has_numba():
             raise ModuleNotFoundError(
