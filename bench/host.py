@@ -13,15 +13,15 @@ import argparse
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import stub_driver
+import timing
 import torch
 import triton
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +31,8 @@ import vaekl  # noqa: E402
 from vaekl import _launch, _validate  # noqa: E402, F401
 from vaekl.reference import torch_reparameterize_kl  # noqa: E402
 
+# All calls take turns, so that what else the machine does hits all alike.
+ROUNDS, CALLS = 30, 200
 SHAPES = [(128, 20), (64, 10), (1024, 32), (512, 256)]
 VIEWS = ("aten.view", "aten.expand", "aten.detach", "aten.t", "aten._unsafe_view", "aten.alias")
 
@@ -49,21 +51,10 @@ class CountOperators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def microseconds(call: Callable[[], Any], calls: int = 200, rounds: int = 15) -> float:
-    """Median over rounds of the mean time of a call."""
-    for _ in range(calls):
-        call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        times.append((time.perf_counter() - start) / calls * 1e6)
-    return statistics.median(times)
-
-
-def measure(shape: tuple[int, int], kl_of_mean: bool) -> dict[str, Any]:
-    """Forward, and forward with backward, of the fused call; operators of the plain one."""
+def prepare(
+    shape: tuple[int, int], kl_of_mean: bool
+) -> tuple[dict[str, Any], dict[str, timing.Call]]:
+    """A row with the operators of the plain call; the fused calls to time."""
     mu, logvar, dz = (torch.randn(shape) for _ in range(3))
     mu.requires_grad_()
     logvar.requires_grad_()
@@ -86,12 +77,13 @@ def measure(shape: tuple[int, int], kl_of_mean: bool) -> dict[str, Any]:
         outputs = plain()
     with CountOperators() as backward_count:
         torch.autograd.grad(outputs, (mu, logvar), [dz, one, one][: len(outputs)])
-    return {
+    row = {
         "name": f"{list(shape)}, {'both KLs' if kl_of_mean else 'one KL'}",
-        "forward_us": round(microseconds(forward), 1),
-        "forward_backward_us": round(microseconds(both), 1),
+        "forward_us": None,
+        "forward_backward_us": None,
         "plain_operators": forward_count.count + backward_count.count,
     }
+    return row, {"forward_us": forward, "forward_backward_us": both}
 
 
 def main() -> None:
@@ -102,8 +94,22 @@ def main() -> None:
     _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
     torch.set_num_threads(1)
     tiny, out = torch.ones(1), torch.empty(1)
-    operator_us = round(microseconds(lambda: torch.add(tiny, tiny, out=out), 2000), 2)
-    rows = [measure(shape, both) for shape in SHAPES for both in (True, False)]
+    prepared = [prepare(shape, both) for shape in SHAPES for both in (True, False)]
+    calls: dict[Any, timing.Call] = {
+        (i, key): call for i, (_, pair) in enumerate(prepared) for key, call in pair.items()
+    }
+    calls["operator"] = lambda: torch.add(tiny, tiny, out=out)
+    samples: dict[Any, list[float]] = {key: [] for key in calls}
+    with timing.no_collection():
+        for _ in track(range(ROUNDS), "host time", transient=True):
+            for key, call in calls.items():
+                samples[key].append(timing.sample(call, CALLS, "cpu"))
+    median = {key: 1e6 * statistics.median(values) for key, values in samples.items()}
+    operator_us = round(median["operator"], 2)
+    rows = [row for row, _ in prepared]
+    for i, row in enumerate(rows):
+        for key in ("forward_us", "forward_backward_us"):
+            row[key] = round(median[i, key], 1)
     table = Table(
         "call", "forward µs", "forward + backward µs", "plain torch: operators", "at least µs"
     )

@@ -83,9 +83,9 @@ class Launch:
             raise
 
 
-def _is_elsewhere(device: torch.device) -> bool:
-    """A CUDA device that is not the current one, on which nothing may be launched as it stands."""
-    return device.type == "cuda" and device.index != torch.cuda.current_device()
+def is_elsewhere(tensor: Tensor) -> bool:
+    """On a CUDA device that is not the current one: nothing may be launched there as it stands."""
+    return tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
 
 
 class _ForwardPlan(NamedTuple):
@@ -170,7 +170,7 @@ def forward(
 ) -> Forward:
     """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
     config, device = _layout.current_config(), mu.device
-    if _is_elsewhere(device):
+    if is_elsewhere(mu):
         with torch.cuda.device(device):
             return forward(mu, logvar, eps, generator, seed, options)
     signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
@@ -251,7 +251,7 @@ def backward(
 ) -> Backward:
     """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
     config, device = _layout.current_config(), mu.device
-    if _is_elsewhere(device):
+    if is_elsewhere(mu):
         with torch.cuda.device(device):
             return backward(
                 mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into

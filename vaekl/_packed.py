@@ -137,13 +137,10 @@ class ReparameterizeKLMomentsFunction(torch.autograd.Function):
         ctx: Any,
         moments: Tensor,
         eps: Tensor | None,
-        generator: torch.Generator | None,
-        seed: int | None,
-        dim: int,
-        options: Options,
-        backend: str,
+        rest: tuple[torch.Generator | None, int | None, int, Options, str],
     ) -> _autograd.Results:
-        """One forward launch."""
+        """One forward launch. `rest` as in ReparameterizeKLFunction, with dim."""
+        generator, seed, dim, options, backend = rest
         results = _ops.run_forward(*halves(moments, dim), eps, generator, seed, options, backend)
         _autograd.save(
             ctx, (moments, eps), results, (dim, options, backend), ctx.needs_input_grad[0]
@@ -153,7 +150,7 @@ class ReparameterizeKLMomentsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """One backward launch."""
-        return (*_gradients(ctx, ctx.needs_input_grad[:2], *upstream), *[None] * 5)
+        return (*_gradients(ctx, ctx.needs_input_grad[:2], *upstream), None)
 
 
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -205,7 +202,7 @@ def reparameterize_kl_moments(
         moments.requires_grad or (eps is not None and eps.requires_grad)
     ):
         outputs: _autograd.Results = ReparameterizeKLMomentsFunction.apply(  # type: ignore[no-untyped-call]
-            moments, eps, generator, seed, dim, options, backend
+            moments, eps, (generator, seed, dim, options, backend)
         )
         return outputs
     return _ops.run_forward(*halves(moments, dim), eps, generator, seed, options, backend)[:3]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vaekl.kernels.statistics import SUMS, statistics_kernel
 
 from . import _layout
-from ._launch import Launch, _is_elsewhere
+from ._launch import Launch, is_elsewhere
 from ._options import LOGVAR_RANGE, Options
 from ._plans import arrange_forward, arranged
 from ._workspace import workspaces
@@ -25,7 +25,7 @@ def config() -> _layout.Config:
 
 def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     """The rows of ``_statistics.ROWS``, float64 [9, D] on mu's device."""
-    if _is_elsewhere(mu.device):
+    if is_elsewhere(mu):
         with torch.cuda.device(mu.device):
             return sums(mu, logvar, batch_dims)
     arrangement = arrange_forward(mu, logvar, None, Options(None, None, False, batch_dims, None))
