@@ -15,6 +15,14 @@ import torch
 from vaekl._environment import cpu_name, version
 
 
+def _commit() -> str | None:
+    """What is checked out; "-dirty" if any of it but results has been changed since."""
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = ("git", "status", "--porcelain", "--untracked-files=no", "--", ":(top)")
+    results = (f":(top,exclude){path}" for path in ("bench/results", "README.md"))
+    return f"{commit}-dirty" if commit and _output(*changed, *results) else commit
+
+
 def _output(*command: str) -> str | None:
     """What a command prints, None where it fails or is not there."""
     root = Path(__file__).parent
@@ -38,7 +46,7 @@ def describe(device: str, commit: str | None = None) -> dict[str, Any]:
     facts["threads"] = torch.get_num_threads()
     facts["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     facts["versions"] |= {name: version(name) for name in ("triton", "vaekl", "diffusers")}
-    facts["commit"] = commit or _output("git", "describe", "--always", "--dirty", "--abbrev=12")
+    facts["commit"] = commit or _commit()
     facts["date"] = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return facts
 
