@@ -15,7 +15,7 @@ from vaekl import _memory, _threads, _validate
 from vaekl.reference import normal, to_numpy
 from vaekl.testing import EPS_BUDGET, make_inputs
 
-# 69 pieces in 3 column tiles; 13 pieces of rows that are padded.
+# 48 pieces in 3 column tiles; 14 pieces of rows that are padded.
 LARGE = [(200, 5000), (9999, 21)]
 
 

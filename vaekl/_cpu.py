@@ -41,9 +41,11 @@ _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
 #: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
 #: bench/cpu.py ("threads") shows two threads to be worth it from two shares on.
 SHARE = 16384
-#: Row ranges times column tiles, at most: each has sums of its own, and sums of all its columns
-#: where there is a mean vector.
-MOST_PIECES, MOST_PIECES_OF_COLUMNS = 512, 128
+#: Row ranges times column tiles, at most: each has sums of its own.
+MOST_PIECES = 512
+#: Rows of a range where each column has sums of its own, which are few bytes beside so many rows;
+#: fewer if there would not be as many ranges.
+ROWS_OF_SUMS, RANGES_OF_SUMS = 32, 16
 
 
 class Launch:
@@ -60,14 +62,15 @@ class Launch:
     ) -> None:
         view, block = arrangement.view, kernels.BLOCK
         batch, event = view.batch, view.event
-        per_row, over_batch = options.reduction == "none", options.mean_over == "batch"
+        per_row, least = options.reduction == "none", 1
+        if options.mean_over == "batch":
+            least = min(ROWS_OF_SUMS, -(-batch // RANGES_OF_SUMS))
         tiles = -(-event // block)
         tile_cols = -(-event // (4 * tiles)) * 4
         tiles = -(-event // tile_cols)
         # Whole blocks of rows, where a block is more than one.
         step = max(block // tile_cols, 1) if tiles == 1 else 1
-        most = MOST_PIECES_OF_COLUMNS if over_batch else MOST_PIECES
-        range_rows = max(SHARE // tile_cols, -(-batch * tiles // most), 1)
+        range_rows = max(SHARE // tile_cols, -(-batch * tiles // MOST_PIECES), least)
         range_rows = -(-range_rows // step) * step
         ranges = -(-batch // range_rows)
         chunk = max(SHARE // (tile_cols * min(range_rows, batch)), 1)
