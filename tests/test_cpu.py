@@ -11,7 +11,7 @@ import torch
 from vaekl.kernels import cpu as kernels
 
 import vaekl
-from vaekl import _memory, _threads, _validate
+from vaekl import _threads, _validate
 from vaekl.reference import normal, to_numpy
 from vaekl.testing import EPS_BUDGET, make_inputs
 
@@ -125,7 +125,7 @@ def test_threads_are_those_of_torch(threads):
     torch.randn(1000, 1000).exp()  # on all of torch's threads
     before = _thread_count()
     step()
-    assert _thread_count() == before
+    assert _thread_count() <= before  # one of an earlier, larger team may still be ending
 
 
 def _thread_count():
@@ -219,7 +219,9 @@ def test_half_precision_as_torch_converts(dtype):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.skipif(_memory._madvise is None, reason="no huge pages to ask for")
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages to ask for"
+)
 def test_large_results_lie_on_huge_pages():
     """The kernel is asked for them: "hg" among the flags of the memory that holds z."""
     mu, logvar = (torch.zeros(1024, 4096) for _ in range(2))
