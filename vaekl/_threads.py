@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -42,6 +42,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 def run(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
     """A kernel on so many threads, or on the calling one where there is no OpenMP."""
     if threads > 1 and _leader is not None:
-        _leader.submit(kernel, _PARALLEL, threads, *arguments).result()
+        future = _leader.submit(kernel, _PARALLEL, threads, *arguments)
+        try:
+            future.result()
+        finally:
+            wait([future])  # an interrupted caller frees what the kernel writes to
     else:
         kernel(_PARALLEL if threads > 1 else 0, threads, *arguments)
