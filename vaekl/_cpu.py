@@ -234,18 +234,18 @@ def backward(
 ) -> Backward:
     """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
     needs = (needs[0], needs[1], needs[2] and dz is not None)
-    inputs = (mu.shape, mu.stride(), mu.dtype, signature(logvar), signature(eps))
-    key = (inputs, signature(dz), signature(dkl), options, needs, layout(into))
+    inputs = (mu, logvar, eps)
+    signatures = (mu.shape, mu.stride(), mu.dtype, signature(logvar), signature(eps))
+    key = (signatures, signature(dz), signature(dkl), options, needs, layout(into))
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into)
         remember(_backward_plans, key, plan)
     if plan is None:
-        return backward_of_copies(
-            backward, mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
-        )
+        upstream, kept = (dz, dkl, dkl_of_mean), (state, means)
+        return backward_of_copies(backward, inputs, upstream, kept, options, needs, into)
 
-    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.like_mu, into)
+    dmu, dlogvar, deps = empty_gradients(inputs, needs, plan.like_mu, into)
     plan.launch(
         mu.data_ptr(),
         logvar.data_ptr(),

@@ -257,19 +257,19 @@ def backward(
                 mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
             )
     needs = (needs[0], needs[1], needs[2] and dz is not None)
-    upstream = (signature(dz), signature(dkl), dkl_of_mean is None)
+    inputs = (mu, logvar, eps)
+    asked = (signature(dz), signature(dkl), dkl_of_mean is None)
     signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
-    key = (mu.shape, signatures, upstream, device, options, needs, layout(into), config)
+    key = (mu.shape, signatures, asked, device, options, needs, layout(into), config)
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into, config)
         remember(_backward_plans, key, plan)
     if plan is None:
-        return backward_of_copies(
-            backward, mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
-        )
+        upstream, kept = (dz, dkl, dkl_of_mean), (state, means)
+        return backward_of_copies(backward, inputs, upstream, kept, options, needs, into)
 
-    dmu, dlogvar, deps = empty_gradients((mu, logvar, eps), needs, plan.like_mu, into)
+    dmu, dlogvar, deps = empty_gradients(inputs, needs, plan.like_mu, into)
     tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
     plan.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
     return dmu, dlogvar, deps

@@ -174,22 +174,22 @@ def forward_of_copies(
 
 def backward_of_copies(
     backward: Callable[..., Backward],
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    upstream: tuple[Tensor | None, Tensor | None, Tensor | None],
+    kept: tuple[Tensor | None, Tensor | None],
     options: Options,
     needs: tuple[bool, bool, bool],
     into: tuple[Tensor, Tensor] | None,
 ) -> Backward:
-    """A backend's backward where three strides cannot describe some tensor."""
+    """A backend's backward where three strides cannot describe some tensor.
+
+    inputs: mu, logvar, eps; upstream: dz, dkl, dkl_of_mean; kept from forward: state, means.
+    """
+    mu, logvar, eps = inputs
+    dz, dkl, dkl_of_mean = upstream
     model, copies = arranged(mu, (logvar, eps, dz), options.batch_dims)
     dkl = None if dkl is None else dkl.contiguous()
-    results = backward(model, *copies, dkl, dkl_of_mean, state, means, options, needs)
+    results = backward(model, *copies, dkl, dkl_of_mean, *kept, options, needs)
     return (
         _restored(results[0], mu, None if into is None else into[0]),
         _restored(results[1], logvar, None if into is None else into[1]),
