@@ -17,7 +17,7 @@ if _madvise is not None:
 
 
 def empty_like(model: Tensor, dtype: torch.dtype) -> Tensor:
-    """As torch.empty_like."""
+    """As torch.empty_like; on huge pages where it is large and the system has them."""
     fresh = (
         torch.empty_like(model) if dtype is model.dtype else torch.empty_like(model, dtype=dtype)
     )
@@ -29,8 +29,8 @@ def empty_like(model: Tensor, dtype: torch.dtype) -> Tensor:
 def _use_huge_pages(tensor: Tensor) -> None:
     """Ask for 2 MiB pages behind fresh memory, where it is large.
 
-    The first write to each page costs a fault, and for small pages those take longer than all
-    the arithmetic: [4096, 4096] float32 was filled in 22 ms, with huge pages in 4.
+    The first write to each page costs a fault, and for small pages all of these can take longer
+    than the arithmetic.
     """
     size = tensor.untyped_storage().nbytes()
     if size >= LARGE and _madvise is not None and tensor.is_cpu:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from . import _validate
+from ._options import LOGVAR_RANGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,9 @@ def verdict(report: DiagnosticsReport) -> str:
         share = f"{report.aggregate_kl:.3g} of {report.kl:.3g} nats"
         more = f"; most of the KL ({share}) is how far all codes together are from the prior"
     if report.logvar_outside:
-        more += f"; {_percent(report.logvar_outside)} of logvar is outside [-30, 20]"
+        low, high = LOGVAR_RANGE
+        outside = _percent(report.logvar_outside)
+        more += f"; {outside} of logvar is outside [{low:g}, {high:g}]"
     collapsed, dimensions = report.collapsed_units, report.dimensions
     if collapsed == dimensions:
         all_of = "The only dimension is" if dimensions == 1 else f"All {dimensions} dimensions are"

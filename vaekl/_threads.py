@@ -19,7 +19,7 @@ def _openmp() -> int:
     """The address of GOMP_parallel in the OpenMP runtime that torch is linked with; 0: none."""
     try:
         function = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-    except (AttributeError, OSError):  # Microsoft's runtime, or a torch without one
+    except (AttributeError, OSError):  # another kind of runtime, or a torch without one
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
