@@ -12,6 +12,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaekl import _layout
 from vaekl._workspace import workspaces
@@ -43,6 +44,24 @@ def backend(request):
 def config(request):
     with _layout.use_config(CONFIGS[request.param]):
         yield CONFIGS[request.param]
+
+
+class _Operators(TorchDispatchMode):
+    """Remembers the operators that pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def operators():
+    """A mode under which a test reads `names` of the operators that passed."""
+    return _Operators()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import vaekl
 from vaekl.testing import make_inputs
@@ -54,20 +53,8 @@ def test_opcheck_of_gradients(options, given, backend, device):
     torch.library.opcheck(FORWARD, (mu, logvar, eps, None, seed, *options, backend))
 
 
-class Seen(TorchDispatchMode):
-    """Remembers the operators that pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("given", [False, True])
-def test_a_dispatch_mode_sees_the_operators(given, backend, device):
+def test_a_dispatch_mode_sees_the_operators(given, backend, device, operators):
     """And gets the same results as the direct way."""
     mu, logvar = (t.requires_grad_() for t in make_inputs((4, 6), device=device))
     noise = {"eps": torch.ones_like(mu)} if given else {"seed": 3}
@@ -79,10 +66,10 @@ def test_a_dispatch_mode_sees_the_operators(given, backend, device):
         return (*outputs, *torch.autograd.grad(outputs, (mu, logvar), upstream))
 
     direct = step()
-    with Seen() as seen:
+    with operators:
         through = step()
-    assert str(FORWARD) in seen.names
-    assert str(BACKWARD) in seen.names
+    assert str(FORWARD) in operators.names
+    assert str(BACKWARD) in operators.names
     assert all(torch.equal(a, b) for a, b in zip(direct, through))
 
 
