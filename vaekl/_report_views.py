@@ -20,6 +20,7 @@ TOTALS = ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information_tot
           "active_units", "collapsed_units", "dimensions", "samples", "logvar_outside",
           "nonfinite")  # fmt: skip
 PER_DIMENSION = ("kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information", "var_mu")
+_RANGE = "[{:g}, {:g}]".format(*LOGVAR_RANGE)
 _ROWS = 16  # dimensions that the table shows
 
 
@@ -56,9 +57,7 @@ def verdict(report: DiagnosticsReport) -> str:
         share = f"{report.aggregate_kl:.3g} of {report.kl:.3g} nats"
         more = f"; most of the KL ({share}) is how far all codes together are from the prior"
     if report.logvar_outside:
-        low, high = LOGVAR_RANGE
-        outside = _percent(report.logvar_outside)
-        more += f"; {outside} of logvar is outside [{low:g}, {high:g}]"
+        more += f"; {_percent(report.logvar_outside)} of logvar is outside {_RANGE}"
     collapsed, dimensions = report.collapsed_units, report.dimensions
     if collapsed == dimensions:
         all_of = "The only dimension is" if dimensions == 1 else f"All {dimensions} dimensions are"
@@ -95,7 +94,7 @@ def text(report: DiagnosticsReport) -> str:
         ("information", f"{report.information_total:.5g}"),
         ("active units (Var mu > 0.01)", f"{report.active_units} of {D}"),
         ("collapsed (KL < 0.01)", f"{report.collapsed_units} of {D}"),
-        ("logvar outside [-30, 20]", _percent(report.logvar_outside)),
+        (f"logvar outside {_RANGE}", _percent(report.logvar_outside)),
         ("not finite", str(report.nonfinite)),
     ]
     size = f"{_count(report.samples, 'sample')}, {_count(D, 'dimension')}"
