@@ -6,7 +6,7 @@
   and the share of the machine's copy bandwidth that it reaches. One call beside another that does
   less shows the cost of the difference.
 - small: forward and backward of small batches, beside plain torch and beside an autograd.Function
-  that computes nothing, which no loss written in Python can beat.
+  that computes nothing: what is left to win.
 - growth: time per element, and the most memory that a step held beyond its inputs, beside the
   bytes of its results.
 - first call: seconds of the first forward and backward of a process, imports of torch and vaekl
