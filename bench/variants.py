@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaekl import _launch, _layout, _statistics_triton
+from vaekl import _calls, _launch, _layout, _statistics_triton
 from vaekl._options import Options
 
 DTYPES = {
@@ -140,8 +140,7 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, _layout.Grid]]:
     for kernel in kernels.values():
         kernel.device_caches.clear()
     _launch._warp_size.cache_clear()
-    _launch._forward_plans.clear()
-    _launch._backward_plans.clear()
+    _calls.forget()
     narrow = _layout.NARROW_OFFSETS
     _layout.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow
     _layout.view.cache_clear()
@@ -166,7 +165,7 @@ def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor)
     clamp = (-30.0, 20.0) if variant.clamp else None
     options = Options(variant.reduction, variant.mean_over, variant.sample, 1, clamp)
     given = eps if variant.given else None
-    z, kl, kl_of_mean, state, means = _launch.forward(mu, logvar, given, None, 1, options)
+    z, kl, kl_of_mean, state, means = _calls.forward(mu, logvar, given, None, 1, options, "triton")
     upstream = [
         gradient if used and output is not None else None
         for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),
@@ -174,4 +173,4 @@ def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor)
     ]  # fmt: skip
     if any(gradient is not None for gradient in upstream):
         needs = (*variant.needs, variant.given)
-        _launch.backward(mu, logvar, given, *upstream, state, means, options, needs)
+        _calls.backward(mu, logvar, given, *upstream, state, means, options, "triton", needs)

@@ -14,7 +14,7 @@ if DEVICE == "cpu":
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaekl import _layout
+from vaekl import _calls
 from vaekl._workspace import workspaces
 from vaekl.testing import CONFIGS
 
@@ -42,7 +42,7 @@ def backend(request):
 
 @pytest.fixture(params=list(CONFIGS))
 def config(request):
-    with _layout.use_config(CONFIGS[request.param]):
+    with _calls.use_config(CONFIGS[request.param]):
         yield CONFIGS[request.param]
 
 
@@ -66,7 +66,7 @@ def operators():
 
 @pytest.fixture
 def many_programs():
-    with _layout.use_config(CONFIGS["many"]):
+    with _calls.use_config(CONFIGS["many"]):
         yield CONFIGS["many"]
 
 

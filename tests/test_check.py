@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _check, _statistics, _validate
+from vaekl import _calls, _check, _statistics, _validate
 from vaekl.__main__ import main
 
 MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
@@ -29,16 +29,23 @@ def break_output(monkeypatch):
 
     def break_it(backend, which, index):
         module = importlib.import_module(MODULES[backend])
-        right = getattr(module, which)
+        plan = getattr(module, f"plan_{which}")
 
-        def wrong(*arguments):
-            results = list(right(*arguments))
-            results[index] = results[index] * (1 + 1e-5)
-            return tuple(results)
+        def wrong_plan(*arguments):
+            right = plan(*arguments)
 
-        monkeypatch.setattr(module, which, wrong)
+            def wrong(*arguments):
+                results = list(right(*arguments))
+                results[index] = results[index] * (1 + 1e-5)
+                return tuple(results)
 
-    return break_it
+            return wrong
+
+        monkeypatch.setattr(module, f"plan_{which}", wrong_plan)
+        _calls.forget()
+
+    yield break_it
+    _calls.forget()
 
 
 @pytest.mark.parametrize("case", _check.CASES, ids=str)

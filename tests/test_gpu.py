@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _layout, _statistics
+from vaekl import _calls, _statistics
 from vaekl.testing import CONFIGS, make_inputs
 
 pytestmark = [
@@ -56,7 +56,7 @@ def test_small_cases(config, reduction, mean_over, dtype, device):
     """Every way to split the sums, against eager; bench/gpu.sh runs these under sanitizers too."""
     options = {"reduction": reduction, "mean_over": mean_over, "seed": 3}
     mu, logvar, upstream = differentiable((37, 42), device, reduction=reduction, dtype=dtype)
-    with _layout.use_config(CONFIGS[config]):
+    with _calls.use_config(CONFIGS[config]):
         ours = step(mu, logvar, upstream, backend="triton", **options)
     for a, b in zip(ours, step(mu, logvar, upstream, backend="eager", **options)):
         torch.testing.assert_close(a, b)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import vaekl
-from vaekl import _layout
+from vaekl import _calls, _layout
 from vaekl.testing import CONFIGS, make_inputs
 
 pytestmark = [
@@ -202,7 +202,7 @@ def test_noise_of_replays_and_calls_never_repeats(device):
 
 def test_capture_after_an_error_in_a_capture(device):
     """A capture that dies leaves the next one, and eager calls, as they were."""
-    with _layout.use_config(CONFIGS["many"]):
+    with _calls.use_config(CONFIGS["many"]):
         step = Step((37, 42), device, seed=3)
         expected = step()
 

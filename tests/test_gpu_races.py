@@ -11,7 +11,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 import vaekl
-from vaekl import _launch, _layout
+from vaekl import _calls, _launch, _layout
 from vaekl._workspace import workspaces
 from vaekl.reference import Oracle
 from vaekl.testing import KL_BUDGET, kl_of_mean_bound, make_inputs, worst
@@ -111,7 +111,7 @@ def test_two_thousand_launches_under_load(shape, reduction, mean_over, load, dev
 
 @pytest.mark.parametrize(("shape", "reduction", "mean_over"), CROWDED)
 def test_a_crowd_of_small_programs(shape, reduction, mean_over, load, device):
-    with _layout.use_config(CROWD):
+    with _calls.use_config(CROWD):
         grid = _layout.grid(*shape, CROWD)
         assert grid.tiles > 4
         assert grid.ranges > 100
@@ -163,7 +163,7 @@ def test_a_launch_that_the_device_refuses(device):
     case = Case(*CASES[-1], device)
     for _ in range(20):
         with (
-            _layout.use_config(_layout.Config(threads=2048)),
+            _calls.use_config(_layout.Config(threads=2048)),
             pytest.raises((OutOfResources, RuntimeError)),
         ):
             case.forward()
@@ -184,8 +184,8 @@ def test_an_interrupt_right_after_a_launch(device, monkeypatch):
 
     for _ in range(200):
         with monkeypatch.context() as patch:
-            for plan in _launch._forward_plans.values():
-                if plan is not None and plan.launch.compiled is not None:
+            for plan in _calls.planned():
+                if isinstance(plan, _launch.ForwardPlan) and plan.launch.compiled is not None:
                     patch.setattr(plan.launch, "compiled", interrupted(plan.launch.compiled))
             with pytest.raises(KeyboardInterrupt):
                 case.forward()

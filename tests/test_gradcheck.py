@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _layout
+from vaekl import _calls, _layout
 from vaekl.testing import CONFIGS, make_inputs
 
 OUTPUTS = ("z", "kl", "kl_of_mean")
@@ -49,7 +49,7 @@ def test_reductions(reduction, mean_over, backend, many_programs, device):
 def test_whole_jacobian_through_triton(reduction, device):
     """Not only projections: every entry, small blocks, several programs along both axes."""
     mu, logvar, _ = inputs((3, 5), device)
-    with _layout.use_config(CONFIGS["loops"]):
+    with _calls.use_config(CONFIGS["loops"]):
         assert _layout.grid(3, 5, CONFIGS["loops"])[:2] == (2, 2)
         gradcheck(
             lambda m, v: call(m, v, reduction=reduction, backend="triton"), (mu, logvar), "eager"

@@ -9,7 +9,7 @@ from scipy import stats
 from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
-from vaekl import _eager, _layout, _noise
+from vaekl import _calls, _eager, _layout, _noise
 from vaekl.reference import normal, philox4x32, to_numpy
 from vaekl.testing import EPS_BUDGET
 
@@ -136,7 +136,7 @@ def test_block_sizes_do_not_matter(device):
         _layout.Config(tile=64, max_cols=32, small=0, programs=64),
         _layout.Config(threads=32),
     ):
-        with _layout.use_config(config):
+        with _calls.use_config(config):
             assert torch.equal(drawn(shape, backend="triton", device=device, seed=3), whole)
 
 
@@ -171,7 +171,7 @@ def draws(request):
     backend, rows, cols = request.param
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     one = _layout.Config(tile=2**20, max_cols=2**10, small=2**21)
-    with _layout.use_config(_layout.Config() if device == "cuda" else one):
+    with _calls.use_config(_layout.Config() if device == "cuda" else one):
         zero = torch.zeros((), device=device).expand(rows, cols)
         return [
             to_numpy(vaekl.reparameterize(zero, zero, seed=s, backend=backend)) for s in (21, 22)

@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 from torch._C import (
     _are_functorch_transforms_active,
+    _dispatch_keys,
     _get_tracing_state,
     _len_torch_dispatch_stack,
 )
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import _composed, _eager, _ops
+from . import _calls, _composed, _eager, _ops
 from ._eager import Backward
 from ._noise import signed64
 from ._options import Options, compute_dtype, sizes
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_plain_keys: set[int] = set()
 Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -46,12 +48,28 @@ def is_plain(*tensors: Tensor | None) -> bool:
     for tensor in tensors:
         if tensor is not None and (
             type(tensor) not in _PLAIN
-            or tensor.is_meta
-            or tensor.is_neg()  # -x as a view of x, which the dispatcher resolves
-            or tensor._is_zerotensor()
+            or (
+                _dispatch_keys(tensor).raw_repr() not in _plain_keys and not _has_plain_keys(tensor)
+            )
         ):
             return False
     return True
+
+
+def _has_plain_keys(tensor: Tensor) -> bool:
+    """Nothing in the dispatcher's keys but a device, autograd and autocast; kept for next time."""
+    is_plain = not (
+        tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.is_meta
+        or tensor.is_neg()  # -x as a view of x, which the dispatcher resolves
+        or tensor._is_zerotensor()
+        or is_functorch_wrapped_tensor(tensor)  # and left over from a transform that has ended
+        or is_legacy_batchedtensor(tensor)  # of is_grads_batched, which shows in nothing else
+    )
+    if is_plain:
+        _plain_keys.add(_dispatch_keys(tensor).raw_repr())
+    return is_plain
 
 
 def save(
@@ -82,13 +100,7 @@ def way_back(
     """The road that gradients take: "direct", "operator" or "composed"."""
     if torch.is_grad_enabled():  # create_graph: formulas that torch can see into
         return "composed"
-    # The last three: of is_grads_batched, which does not show in anything that is plain.
-    if (
-        is_plain(dz, dkl, dkl_of_mean, *inputs)
-        and (dz is None or not is_legacy_batchedtensor(dz))
-        and (dkl is None or not is_legacy_batchedtensor(dkl))
-        and (dkl_of_mean is None or not is_legacy_batchedtensor(dkl_of_mean))
-    ):
+    if is_plain(dz, dkl, dkl_of_mean, *inputs):
         return "direct"
     return "composed" if _composed.is_needed(dz, dkl, dkl_of_mean, *inputs) else "operator"
 
@@ -105,7 +117,7 @@ def _gradients(
     tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean)
     road = way_back(dz, dkl, dkl_of_mean, mu, logvar, eps)
     if road == "direct":
-        return _ops.run_backward(*tensors, state, means, options, backend, needs)
+        return _calls.backward(*tensors, state, means, options, backend, needs)
     if road == "operator":
         return _ops.call_backward(*tensors, state, means, options, backend, needs)
     noise = drawn_noise(mu, logvar, eps, state, options, backend)
@@ -137,19 +149,23 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         mu: Tensor,
         logvar: Tensor,
         eps: Tensor | None,
-        rest: tuple[torch.Generator | None, int | None, Options, str],
+        rest: tuple[_calls.Call, torch.Generator | None, int | None],
     ) -> Results:
-        """One forward launch. `rest`, as one argument, costs autograd less than four."""
-        generator, seed, options, backend = rest
-        results = _ops.run_forward(mu, logvar, eps, generator, seed, options, backend)
+        """One forward launch. `rest`, as one argument, costs autograd less than three."""
+        call, generator, seed = rest
+        results = call.run(mu, logvar, eps, generator, seed)
         has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        save(ctx, (mu, logvar, eps), results, (options, backend), has_gradient)
+        save(ctx, (mu, logvar, eps), results, call[1:], has_gradient)
         return results[:3]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """One backward launch."""
         return (*_gradients(ctx, *upstream), None)
+
+
+# Function.apply is Python code around this one, for transforms, under which no tensor is plain.
+_apply = super(torch.autograd.Function, ReparameterizeKLFunction).apply
 
 
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -184,7 +200,26 @@ def refuse_to_compile(generator: torch.Generator | None) -> None:
         torch._dynamo.graph_break(msg="generator= cannot be compiled: leave it out, or use seed=")
 
 
-def reparameterize_kl(
+def direct(
+    call: _calls.Call,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    seed: int | None,
+) -> Results:
+    """(z, kl, kl_of_mean) of plain tensors, with gradients if any is needed."""
+    if seed is not None:
+        seed = signed64(seed)
+    if torch.is_grad_enabled() and (
+        mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)
+    ):
+        results: Results = _apply(mu, logvar, eps, (call, generator, seed))  # type: ignore[no-untyped-call]
+        return results
+    return call.run(mu, logvar, eps, generator, seed)[:3]
+
+
+def indirect(
     mu: Tensor,
     logvar: Tensor,
     eps: Tensor | None,
@@ -193,19 +228,10 @@ def reparameterize_kl(
     options: Options,
     backend: str,
 ) -> Results:
-    """(z, kl, kl_of_mean) with gradients if any is needed; else nothing is saved."""
+    """(z, kl, kl_of_mean) by the operator, or composed where that would be lost."""
     if seed is not None:
         seed = signed64(seed)
-    if not is_plain(mu, logvar, eps):
-        if _composed.is_needed(mu, logvar, eps):
-            return _composed.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
-        refuse_to_compile(generator)
-        return _ops.call_forward(mu, logvar, eps, generator, seed, options, backend)[:3]
-    if torch.is_grad_enabled() and (
-        mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)
-    ):
-        results: Results = ReparameterizeKLFunction.apply(  # type: ignore[no-untyped-call]
-            mu, logvar, eps, (generator, seed, options, backend)
-        )
-        return results
-    return _ops.run_forward(mu, logvar, eps, generator, seed, options, backend)[:3]
+    if _composed.is_needed(mu, logvar, eps):
+        return _composed.reparameterize_kl(mu, logvar, eps, generator, seed, options, backend)
+    refuse_to_compile(generator)
+    return _ops.call_forward(mu, logvar, eps, generator, seed, options, backend)[:3]

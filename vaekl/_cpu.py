@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +14,16 @@ from vaekl.kernels import cpu as kernels
 
 from . import _threads
 from ._eager import Backward, Forward
-from ._memory import empty_like
+from ._memory import allocator
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
-    UNKNOWN,
     Arrangement,
+    BackwardOfCopies,
+    ForwardOfCopies,
+    GradientMemory,
     arrange_backward,
     arrange_forward,
-    backward_of_copies,
-    empty_gradients,
-    forward_of_copies,
-    layout,
-    remember,
-    signature,
 )
 
 _KINDS = {
@@ -88,10 +84,10 @@ class Launch:
 
     def __call__(self, *addresses: int) -> None:
         """Run on as many threads as torch would use."""
+        numbers = self.numbers
         threads = torch.get_num_threads() if self.is_shared_out else 1
-        works = np.empty((threads, self.own), self.numbers.dtype)
-        shared = np.zeros(self.shared)
-        _threads.run(self.kernel, threads, works, self.numbers, self.plan, shared, *addresses)
+        works, shared = np.empty((threads, self.own), numbers.dtype), np.zeros(self.shared)
+        _threads.run(self.kernel, threads, works, numbers, self.plan, shared, *addresses)
 
 
 def _numbers(dtype: torch.dtype, options: Options) -> np.ndarray[Any, Any]:
@@ -107,97 +103,121 @@ def _dtype(tensor: Tensor | None) -> torch.dtype:
     return torch.float32 if tensor is None else tensor.dtype
 
 
-class _ForwardPlan(NamedTuple):
-    launch: Launch
-    z_dtype: torch.dtype
-    kl_shape: tuple[int, ...]
-    scalar: Tensor  # like a reduced KL
-    means: Tensor  # of the shape of the mean vectors
+class ForwardPlan:
+    """Forward of tensors like these."""
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        options: Options,
+    ) -> None:
+        dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
+        dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
+        launch = Launch(kernels.forward, arrangement, dtypes, options, _numbers(dtype, options))
+        # Sums, as `divided` in kernels/cpu_forward.py has them.
+        batch, event = arrangement.view.batch, arrangement.view.event
+        by_column, by_row = options.mean_over == "batch", options.reduction == "none"
+        launch.shared += 3 * launch.tiles * launch.ranges
+        launch.shared += launch.tiles * batch if by_row and launch.tiles > 1 else 0
+        launch.shared += 2 * launch.ranges * event if by_column else 0
+        self.launch = launch
+        scalar = torch.empty((), dtype=dtype, device="cpu")
+        # What results are like; expanded, they take no memory, however large.
+        self.scalar = scalar
+        self.kl = self.means = None
+        if options.reduction is not None:
+            self.kl = scalar.expand(mu.shape[: options.batch_dims] if by_row else ())
+        if options.mean_over is not None:
+            self.means = scalar.expand((2, event) if by_column else (2,))
+            self.new_means = allocator(self.means, dtype)
+        self.new_z = allocator(mu, z_dtype) if options.sample else None
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+    ) -> Forward:
+        """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
+        z = kl = kl_of_mean = state = means = None
+        word = offset = 0
+        if self.new_z is not None:
+            z = self.new_z(mu)
+            if eps is None:
+                word, offset, _ = draw_key(mu.device, generator, seed)
+                state = torch.empty_like(_STATE)
+        if self.kl is not None:
+            kl = torch.empty_like(self.kl)
+        if self.means is not None:
+            kl_of_mean = torch.empty_like(self.scalar)
+            means = self.new_means(self.means)
+        self.launch(
+            mu.data_ptr(),
+            logvar.data_ptr(),
+            _address(eps),
+            _address(z),
+            _address(kl),
+            _address(kl_of_mean),
+            _address(means),
+            _address(state),
+            word,
+            offset,
+        )
+        return z, kl, kl_of_mean, state, means
 
 
-class _BackwardPlan(NamedTuple):
-    launch: Launch
-    like_mu: bool  # all gradients have its layout
-
-
-_forward_plans: dict[Any, _ForwardPlan | None] = {}
-_backward_plans: dict[Any, _BackwardPlan | None] = {}
-
-
-def _plan_forward(
+def plan_forward(
     mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
-) -> _ForwardPlan | None:
-    """None where a tensor has to be copied first."""
+) -> Callable[..., Forward]:
+    """A plan; of copies where three strides cannot describe some tensor."""
     arrangement = arrange_forward(mu, logvar, eps, options)
     if arrangement is None:
-        return None
-    dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
-    scalar = torch.empty((), dtype=dtype, device="cpu")
-    means_shape = (2, arrangement.view.event) if options.mean_over == "batch" else (2,)
-    dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
-    launch = Launch(kernels.forward, arrangement, dtypes, options, _numbers(dtype, options))
-    # Sums, as `divided` in kernels/cpu_forward.py has them.
-    batch, event = arrangement.view.batch, arrangement.view.event
-    launch.shared += 3 * launch.tiles * launch.ranges
-    launch.shared += launch.tiles * batch if options.reduction == "none" and launch.tiles > 1 else 0
-    launch.shared += 2 * launch.ranges * event if options.mean_over == "batch" else 0
-    return _ForwardPlan(
-        launch=launch,
-        z_dtype=z_dtype,
-        kl_shape=tuple(mu.shape[: options.batch_dims]) if options.reduction == "none" else (),
-        scalar=scalar,
-        means=scalar.expand(means_shape),  # no memory, however wide
-    )
+        return ForwardOfCopies(plan_forward, options)
+    return ForwardPlan(arrangement, mu, logvar, eps, options)
 
 
-def forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    options: Options,
-) -> Forward:
-    """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
-    key = (mu.shape, mu.stride(), mu.dtype, signature(logvar), signature(eps), options)
-    plan = _forward_plans.get(key, UNKNOWN)
-    if plan is UNKNOWN:
-        plan = _plan_forward(mu, logvar, eps, options)
-        remember(_forward_plans, key, plan)
-    if plan is None:
-        return forward_of_copies(forward, mu, logvar, eps, generator, seed, options)
+class BackwardPlan:
+    """Backward of tensors like these."""
 
-    z = kl = kl_of_mean = state = means = None
-    word = offset = 0
-    scalar = plan.scalar
-    if options.sample:
-        z = empty_like(mu, plan.z_dtype)
-        if eps is None:
-            word, offset, _ = draw_key(mu.device, generator, seed)
-            state = torch.empty_like(_STATE)
-    if options.reduction == "none":
-        kl = torch.empty(plan.kl_shape, dtype=scalar.dtype, device="cpu")
-    elif options.reduction is not None:
-        kl = torch.empty_like(scalar)
-    if options.mean_over is not None:
-        kl_of_mean = torch.empty_like(scalar)
-        means = empty_like(plan.means, scalar.dtype)
-    plan.launch(
-        mu.data_ptr(),
-        logvar.data_ptr(),
-        _address(eps),
-        _address(z),
-        _address(kl),
-        _address(kl_of_mean),
-        _address(means),
-        _address(state),
-        word,
-        offset,
-    )
-    return z, kl, kl_of_mean, state, means
+    def __init__(self, launch: Launch, memory: GradientMemory) -> None:
+        self.launch, self.memory = launch, memory
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        dz: Tensor | None,
+        dkl: Tensor | None,
+        dkl_of_mean: Tensor | None,
+        state: Tensor | None,
+        means: Tensor | None,
+        into: tuple[Tensor, Tensor] | None,
+    ) -> Backward:
+        """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
+        dmu, dlogvar, deps = self.memory(mu, logvar, eps, into)
+        self.launch(
+            mu.data_ptr(),
+            logvar.data_ptr(),
+            _address(eps),
+            _address(dz),
+            _address(dmu),
+            _address(dlogvar),
+            _address(deps),
+            _address(dkl),
+            _address(dkl_of_mean),
+            _address(means),
+            _address(state),
+        )
+        return dmu, dlogvar, deps
 
 
-def _plan_backward(
+def plan_backward(
     mu: Tensor,
     logvar: Tensor,
     eps: Tensor | None,
@@ -206,57 +226,12 @@ def _plan_backward(
     options: Options,
     needs: tuple[bool, bool, bool],
     into: tuple[Tensor, Tensor] | None,
-) -> _BackwardPlan | None:
-    """None where a tensor has to be copied first."""
+) -> Callable[..., Backward]:
+    """A plan; of copies where three strides cannot describe some tensor."""
     arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
     if arrangement is None:
-        return None
+        return BackwardOfCopies(plan_backward, options, needs)
     inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
-    dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
-    return _BackwardPlan(
-        launch=Launch(kernels.backward, arrangement, dtypes, options, _numbers(dtype, options)),
-        like_mu=arrangement.like_mu,
-    )
-
-
-def backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    options: Options,
-    needs: tuple[bool, bool, bool],
-    into: tuple[Tensor, Tensor] | None = None,
-) -> Backward:
-    """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
-    needs = (needs[0], needs[1], needs[2] and dz is not None)
-    inputs = (mu, logvar, eps)
-    signatures = (mu.shape, mu.stride(), mu.dtype, signature(logvar), signature(eps))
-    key = (signatures, signature(dz), signature(dkl), options, needs, layout(into))
-    plan = _backward_plans.get(key, UNKNOWN)
-    if plan is UNKNOWN:
-        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into)
-        remember(_backward_plans, key, plan)
-    if plan is None:
-        upstream, kept = (dz, dkl, dkl_of_mean), (state, means)
-        return backward_of_copies(backward, inputs, upstream, kept, options, needs, into)
-
-    dmu, dlogvar, deps = empty_gradients(inputs, needs, plan.like_mu, into)
-    plan.launch(
-        mu.data_ptr(),
-        logvar.data_ptr(),
-        _address(eps),
-        _address(dz),
-        _address(dmu),
-        _address(dlogvar),
-        _address(deps),
-        _address(dkl),
-        _address(dkl_of_mean),
-        _address(means),
-        _address(state),
-    )
-    return dmu, dlogvar, deps
+    numbers = _numbers(compute_dtype(mu, logvar, eps), options)
+    launch = Launch(kernels.backward, arrangement, [*inputs, _dtype(dz), *inputs], options, numbers)
+    return BackwardPlan(launch, GradientMemory((mu, logvar, eps), needs, arrangement.like_mu))

@@ -252,6 +252,31 @@ def backward(
     return d_mu, d_logvar, _like(d_eps, eps, eps.dtype)
 
 
+def plan_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
+) -> Callable[..., Forward]:
+    """forward of these options: nothing is worth working out beforehand."""
+    return lambda mu, logvar, eps, generator, seed: forward(
+        mu, logvar, eps, generator, seed, options
+    )
+
+
+def plan_backward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    options: Options,
+    needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None,
+) -> Callable[..., Backward]:
+    """backward of these options."""
+    return lambda mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into: backward(
+        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
+    )
+
+
 def _total(terms: list[Tensor]) -> Tensor:
     """Their sum; the first itself if it is alone."""
     return sum(terms[1:], terms[0])

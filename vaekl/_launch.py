@@ -1,15 +1,15 @@
 """The Triton backend: tensors to kernel arguments, one launch each way.
 
-What sizes, strides, dtypes and options decide is worked out once and kept as a plan; a call looks
-its plan up, allocates, and launches the kernel that the plan's first call compiled.
+A plan is all that sizes, strides, dtypes and options decide; it allocates, and launches the kernel
+that its first call compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -21,20 +21,17 @@ from vaekl.kernels.forward import forward_kernel
 
 from . import _layout
 from ._eager import Backward, Forward
-from ._memory import empty_like
+from ._memory import allocator
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
-    UNKNOWN,
+    Arrangement,
+    BackwardOfCopies,
+    ForwardOfCopies,
+    GradientMemory,
     Strides,
     arrange_backward,
     arrange_forward,
-    backward_of_copies,
-    empty_gradients,
-    forward_of_copies,
-    layout,
-    remember,
-    signature,
 )
 from ._workspace import workspaces
 
@@ -88,25 +85,6 @@ def is_elsewhere(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
 
 
-class _ForwardPlan(NamedTuple):
-    launch: Launch
-    dtype: torch.dtype
-    z_dtype: torch.dtype
-    kl_shape: Strides
-    means: tuple[Strides, Strides]  # shape and strides
-    scratch_size: int  # 0 where one program does it all
-    counter_count: int
-
-
-class _BackwardPlan(NamedTuple):
-    launch: Launch
-    like_mu: bool  # all gradients have its layout
-
-
-_forward_plans: dict[Any, _ForwardPlan | None] = {}
-_backward_plans: dict[Any, _BackwardPlan | None] = {}
-
-
 def _size_args(view: _layout.View, grid: _layout.Grid, options: Options) -> list[Any]:
     """lo, hi, B, D, inner, rows_per_range, kl_denominator."""
     return [
@@ -124,91 +102,126 @@ def _flag_args(view: _layout.View, dtype: torch.dtype, options: Options) -> list
     return [options.clamp is not None, view.split, view.wide, _TRITON_DTYPES[dtype]]
 
 
-def _plan_forward(
-    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options, config: _layout.Config
-) -> _ForwardPlan | None:
-    """None where a tensor has to be copied first."""
-    dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
+class ForwardPlan:
+    """Forward of tensors like these."""
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        options: Options,
+    ) -> None:
+        self.dtype = compute_dtype(mu, logvar, eps)
+        view = arrangement.view
+        grid = _layout.grid(view.batch, view.event, _layout.current_config())
+        per_row = options.reduction == "none"
+        split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
+        fixed = [
+            *_size_args(view, grid, options),
+            *chain(*arrangement.strides),
+            per_row,
+            options.mean_over or "none",
+            split_rows,
+            split_cols,
+            *_flag_args(view, self.dtype, options),
+        ]
+        self.launch = Launch(forward_kernel, grid, fixed)
+        self.new_z: Callable[[Tensor], Tensor] | None = None
+        if options.sample:
+            self.new_z = allocator(mu, sample_dtype(mu, logvar, eps))
+        # Shapes and strides.
+        self.kl: tuple[Strides, Strides] | None = None
+        self.means: tuple[Strides, Strides] | None = None
+        if options.reduction is not None:
+            like = torch.empty(mu.shape[: options.batch_dims] if per_row else (), device="meta")
+            self.kl = tuple(like.shape), like.stride()
+        if options.mean_over is not None:
+            by_column = options.mean_over == "batch"
+            self.means = ((2, view.event), (view.event, 1)) if by_column else ((2,), (1,))
+        # The layout of scratch is in kernels/forward.py; none where one program does it all.
+        self.scratch_size = 0
+        if split_rows or split_cols:
+            self.scratch_size = 3 * grid.tiles * (grid.ranges + 1)
+            self.scratch_size += 2 * grid.ranges * view.event if options.mean_over == "batch" else 0
+            self.scratch_size += grid.tiles * view.batch if per_row else 0
+        self.counter_count = 1 + grid.tiles + grid.ranges
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+    ) -> Forward:
+        """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
+        if is_elsewhere(mu):
+            with torch.cuda.device(mu.device):
+                return self(mu, logvar, eps, generator, seed)
+        device, dtype = mu.device, self.dtype
+        z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
+        word = offset = 0
+        if self.new_z is not None:
+            z = self.new_z(mu)
+            if eps is None:
+                word, offset, noise_key = draw_key(device, generator, seed)
+                state = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
+        # With strides given, torch.empty takes a quarter less of the host's time.
+        if self.kl is not None:
+            kl = torch.empty_strided(*self.kl, dtype=dtype, device=device)
+        if self.means is not None:
+            kl_of_mean = torch.empty_strided((), (), dtype=dtype, device=device)
+            means = torch.empty_strided(*self.means, dtype=dtype, device=device)
+        if self.scratch_size:
+            scratch, counters = workspaces.get(device, dtype, self.scratch_size, self.counter_count)
+        on_device = noise_key is not None
+        p_key = noise_key if on_device else state
+        tensors = (mu, logvar, eps, z, kl, kl_of_mean, means, state, p_key, scratch, counters)
+        self.launch(tensors, 3, word, offset, int(on_device))
+        return z, kl, kl_of_mean, state, means
+
+
+def plan_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
+) -> Callable[..., Forward]:
+    """A plan; of copies where three strides cannot describe some tensor."""
     arrangement = arrange_forward(mu, logvar, eps, options)
     if arrangement is None:
-        return None
-    view = arrangement.view
-    grid = _layout.grid(view.batch, view.event, config)
-    per_row = options.reduction == "none"
-    split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
-    fixed = [
-        *_size_args(view, grid, options),
-        *chain(*arrangement.strides),
-        per_row,
-        options.mean_over or "none",
-        split_rows,
-        split_cols,
-        *_flag_args(view, dtype, options),
-    ]
-    # The layout of scratch is in kernels/forward.py.
-    scratch_size = 3 * grid.tiles * (grid.ranges + 1)
-    scratch_size += 2 * grid.ranges * view.event if options.mean_over == "batch" else 0
-    scratch_size += grid.tiles * view.batch if per_row else 0
-    return _ForwardPlan(
-        launch=Launch(forward_kernel, grid, fixed),
-        dtype=dtype,
-        z_dtype=z_dtype,
-        kl_shape=tuple(mu.shape[: options.batch_dims]) if per_row else (),
-        means=((2, view.event), (view.event, 1)) if options.mean_over == "batch" else ((2,), (1,)),
-        scratch_size=scratch_size if split_rows or split_cols else 0,
-        counter_count=1 + grid.tiles + grid.ranges,
-    )
+        return ForwardOfCopies(plan_forward, options)
+    return ForwardPlan(arrangement, mu, logvar, eps, options)
 
 
-def forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    options: Options,
-) -> Forward:
-    """(z, kl, kl_of_mean, state, means); state is the noise key, int64[2]. None: not wanted."""
-    config, device = _layout.current_config(), mu.device
-    if is_elsewhere(mu):
-        with torch.cuda.device(device):
-            return forward(mu, logvar, eps, generator, seed, options)
-    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
-    key = (mu.shape, signatures, device, options, config)
-    plan = _forward_plans.get(key, UNKNOWN)
-    if plan is UNKNOWN:
-        plan = _plan_forward(mu, logvar, eps, options, config)
-        remember(_forward_plans, key, plan)
-    if plan is None:
-        return forward_of_copies(forward, mu, logvar, eps, generator, seed, options)
+class BackwardPlan:
+    """Backward of tensors like these."""
 
-    z = kl = kl_of_mean = state = means = noise_key = scratch = counters = None
-    word = offset = 0
-    if options.sample:
-        z = empty_like(mu, plan.z_dtype)
-        if eps is None:
-            word, offset, noise_key = draw_key(device, generator, seed)
-            state = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
-    # With strides given, torch.empty takes a quarter less of the host's time.
-    if options.reduction == "none":
-        kl = torch.empty(plan.kl_shape, dtype=plan.dtype, device=device)
-    elif options.reduction is not None:
-        kl = torch.empty_strided((), (), dtype=plan.dtype, device=device)
-    if options.mean_over is not None:
-        kl_of_mean = torch.empty_strided((), (), dtype=plan.dtype, device=device)
-        means = torch.empty_strided(*plan.means, dtype=plan.dtype, device=device)
-    if plan.scratch_size:
-        scratch, counters = workspaces.get(
-            device, plan.dtype, plan.scratch_size, plan.counter_count
-        )
-    on_device = noise_key is not None
-    p_key = noise_key if on_device else state
-    tensors = (mu, logvar, eps, z, kl, kl_of_mean, means, state, p_key, scratch, counters)
-    plan.launch(tensors, 3, word, offset, int(on_device))
-    return z, kl, kl_of_mean, state, means
+    def __init__(self, launch: Launch, memory: GradientMemory) -> None:
+        self.launch, self.memory = launch, memory
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        dz: Tensor | None,
+        dkl: Tensor | None,
+        dkl_of_mean: Tensor | None,
+        state: Tensor | None,
+        means: Tensor | None,
+        into: tuple[Tensor, Tensor] | None,
+    ) -> Backward:
+        """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
+        if is_elsewhere(mu):
+            with torch.cuda.device(mu.device):
+                return self(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into)
+        dmu, dlogvar, deps = self.memory(mu, logvar, eps, into)
+        tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
+        self.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
+        return dmu, dlogvar, deps
 
 
-def _plan_backward(
+def plan_backward(
     mu: Tensor,
     logvar: Tensor,
     eps: Tensor | None,
@@ -217,14 +230,13 @@ def _plan_backward(
     options: Options,
     needs: tuple[bool, bool, bool],
     into: tuple[Tensor, Tensor] | None,
-    config: _layout.Config,
-) -> _BackwardPlan | None:
-    """None where a tensor has to be copied first."""
+) -> Callable[..., Backward]:
+    """A plan; of copies where three strides cannot describe some tensor."""
     arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
     if arrangement is None:
-        return None
+        return BackwardOfCopies(plan_backward, options, needs)
     view = arrangement.view
-    grid = _layout.grid(view.batch, view.event, config)
+    grid = _layout.grid(view.batch, view.event, _layout.current_config())
     fixed = [
         *_size_args(view, grid, options),
         arrangement.dkl_row,
@@ -233,43 +245,5 @@ def _plan_backward(
         options.mean_over or "none",
         *_flag_args(view, compute_dtype(mu, logvar, eps), options),
     ]
-    return _BackwardPlan(Launch(backward_kernel, grid, fixed), arrangement.like_mu)
-
-
-def backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    options: Options,
-    needs: tuple[bool, bool, bool],
-    into: tuple[Tensor, Tensor] | None = None,
-) -> Backward:
-    """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
-    config, device = _layout.current_config(), mu.device
-    if is_elsewhere(mu):
-        with torch.cuda.device(device):
-            return backward(
-                mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
-            )
-    needs = (needs[0], needs[1], needs[2] and dz is not None)
-    inputs = (mu, logvar, eps)
-    asked = (signature(dz), signature(dkl), dkl_of_mean is None)
-    signatures = (mu.stride(), mu.dtype, logvar.stride(), logvar.dtype, signature(eps))
-    key = (mu.shape, signatures, asked, device, options, needs, layout(into), config)
-    plan = _backward_plans.get(key, UNKNOWN)
-    if plan is UNKNOWN:
-        plan = _plan_backward(mu, logvar, eps, dz, dkl, options, needs, into, config)
-        remember(_backward_plans, key, plan)
-    if plan is None:
-        upstream, kept = (dz, dkl, dkl_of_mean), (state, means)
-        return backward_of_copies(backward, inputs, upstream, kept, options, needs, into)
-
-    dmu, dlogvar, deps = empty_gradients(inputs, needs, plan.like_mu, into)
-    tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
-    plan.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
-    return dmu, dlogvar, deps
+    memory = GradientMemory((mu, logvar, eps), needs, arrangement.like_mu)
+    return BackwardPlan(Launch(backward_kernel, grid, fixed), memory)

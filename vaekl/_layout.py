@@ -5,8 +5,6 @@ Everything here is arithmetic on sizes, cached by its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -60,15 +58,11 @@ def current_config() -> Config:
     return _config
 
 
-@contextmanager
-def use_config(config: Config) -> Iterator[None]:
-    """Launch with another block choice. Results agree to rounding; noise to the bit."""
+def set_config(config: Config) -> Config:
+    """Use another from now on; the one before. Plans made before have their own."""
     global _config
     previous, _config = _config, config
-    try:
-        yield
-    finally:
-        _config = previous
+    return previous
 
 
 def _merge(shape: tuple[int, ...], strides: tuple[Strides, ...], axes: range) -> list[list[int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,12 +20,23 @@ if _madvise is not None:
 
 def empty_like(model: Tensor, dtype: torch.dtype) -> Tensor:
     """As torch.empty_like; on huge pages where it is large and the system has them."""
-    fresh = (
-        torch.empty_like(model) if dtype is model.dtype else torch.empty_like(model, dtype=dtype)
-    )
-    if fresh.numel() >= LARGE // 8:
+    return allocator(model, dtype)(model)
+
+
+def allocator(model: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """empty_like for tensors that are all of the size and dtype of this one."""
+    plain: Callable[[Tensor], Tensor] = torch.empty_like
+    if dtype is not model.dtype:
+        plain = partial(torch.empty_like, dtype=dtype)
+    if model.numel() < LARGE // 8:  # whatever the dtype
+        return plain
+
+    def on_huge_pages(model: Tensor) -> Tensor:
+        fresh = plain(model)
         _use_huge_pages(fresh)
-    return fresh
+        return fresh
+
+    return on_huge_pages
 
 
 def _use_huge_pages(tensor: Tensor) -> None:

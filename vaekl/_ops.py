@@ -5,15 +5,13 @@ An operator returns an empty tensor for what is not wanted: schemas have no opti
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from . import _eager
+from . import _calls
 from ._eager import Backward, Forward
 from ._options import Options, compute_dtype, sample_dtype, sizes
 
@@ -32,16 +30,6 @@ LIBRARY.define(
     "-> (Tensor dmu, Tensor dlogvar, Tensor deps)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
-_loaded: dict[str, ModuleType] = {}
-
-
-def _module(backend: str) -> ModuleType:
-    """The backend's launcher, imported on first use."""
-    module = _loaded.get(backend)
-    if module is None:
-        module = _loaded[backend] = importlib.import_module(_MODULES[backend])
-    return module
 
 
 def options(
@@ -58,52 +46,6 @@ def options(
 
 def _present(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor
-
-
-def run_forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    options: Options,
-    backend: str,
-) -> Forward:
-    """The backend's (z, kl, kl_of_mean, state, means), None for what is not wanted."""
-    if mu.numel() == 0 and backend != "eager":
-        # No elements, no kernel; plain torch knows what sums and means of nothing are.
-        z, kl, kl_of_mean, state, means = _eager.forward(mu, logvar, eps, generator, seed, options)
-        key = None if state is None else mu.new_zeros(2, dtype=torch.int64)
-        return z, kl, kl_of_mean, key, means
-    results: Forward = _module(backend).forward(mu, logvar, eps, generator, seed, options)
-    return results
-
-
-def run_backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    options: Options,
-    backend: str,
-    needs: tuple[bool, bool, bool],
-    into: tuple[Tensor, Tensor] | None = None,
-) -> Backward:
-    """The backend's (dmu, dlogvar, deps), None where not needed; `into`: write the first two there.
-
-    ``into`` has the shape and dtype of mu; both gradients are needed then.
-    """
-    if mu.numel() == 0:
-        backend = "eager"
-        state = None if state is None else mu.new_empty(sizes(mu.shape, options.batch_dims))
-    results: Backward = _module(backend).backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
-    )
-    return results
 
 
 def wanted(results: Sequence[Tensor], options: Options, eps: Tensor | None) -> Forward:
@@ -128,7 +70,7 @@ def call_forward(
     options: Options,
     backend: str,
 ) -> Forward:
-    """As run_forward, through the operator."""
+    """As ``_calls.forward``, through the operator."""
     results = torch.ops.vaekl.reparameterize_kl(mu, logvar, eps, generator, seed, *options, backend)
     return wanted(results, options, eps)
 
@@ -146,7 +88,7 @@ def call_backward(
     backend: str,
     needs: tuple[bool, bool, bool],
 ) -> Backward:
-    """As run_backward, through the operator."""
+    """As ``_calls.backward``, through the operator."""
     dmu, dlogvar, deps = torch.ops.vaekl.reparameterize_kl_backward(
         mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *options, backend, needs
     )
@@ -168,7 +110,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     asked = options(reduction, mean_over, sample, batch_dims, clamp)
-    results = run_forward(mu, logvar, eps, generator, seed, asked, backend)
+    results = _calls.forward(mu, logvar, eps, generator, seed, asked, backend)
     return tuple(_present(result, mu) for result in results)
 
 
@@ -225,7 +167,7 @@ def _backward(
     if mean_over is None:
         means = None
     needed = (needs[0], needs[1], needs[2])
-    results = run_backward(
+    results = _calls.backward(
         mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, asked, backend, needed
     )
     return tuple(_present(result, mu) for result in results)

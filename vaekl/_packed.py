@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from . import _autograd, _composed, _eager, _ops
+from . import _autograd, _calls, _composed, _eager, _ops
 from ._memory import empty_like
 from ._noise import signed64
 from ._options import Options
@@ -54,7 +54,7 @@ def _run_backward(
     """
     eps, dz, dkl, dkl_of_mean, state, means = tensors
     dmoments = empty_like(moments, moments.dtype) if needs[0] else None
-    _, _, deps = _ops.run_backward(
+    _, _, deps = _calls.backward(
         *halves(moments, dim), eps, dz, dkl, dkl_of_mean, state, means, options, backend,
         (needs[0], needs[0], needs[1]), None if dmoments is None else halves(dmoments, dim),
     )  # fmt: skip
@@ -141,7 +141,7 @@ class ReparameterizeKLMomentsFunction(torch.autograd.Function):
     ) -> _autograd.Results:
         """One forward launch. `rest` as in ReparameterizeKLFunction, with dim."""
         generator, seed, dim, options, backend = rest
-        results = _ops.run_forward(*halves(moments, dim), eps, generator, seed, options, backend)
+        results = _calls.forward(*halves(moments, dim), eps, generator, seed, options, backend)
         _autograd.save(
             ctx, (moments, eps), results, (dim, options, backend), ctx.needs_input_grad[0]
         )
@@ -189,7 +189,7 @@ def reparameterize_kl_moments(
     is_plain = _autograd.is_plain(moments, eps)
     if not is_plain and _composed.is_needed(moments, eps):
         pair = halves(moments, dim)
-        return _autograd.reparameterize_kl(*pair, eps, generator, seed, options, backend)
+        return _composed.reparameterize_kl(*pair, eps, generator, seed, options, backend)
     if seed is not None:
         seed = signed64(seed)
     if not is_plain:
@@ -205,4 +205,4 @@ def reparameterize_kl_moments(
             moments, eps, (generator, seed, dim, options, backend)
         )
         return outputs
-    return _ops.run_forward(*halves(moments, dim), eps, generator, seed, options, backend)[:3]
+    return _calls.forward(*halves(moments, dim), eps, generator, seed, options, backend)[:3]

@@ -1,6 +1,5 @@
-"""What launchers of kernels share: plans, and tensors that three strides each describe.
-
-A plan is what sizes, strides, dtypes and options decide about a call, worked out once.
+"""What launchers of kernels share: tensors that three strides each describe, copies of others,
+and memory for gradients.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from . import _layout
 from ._eager import Backward, Forward
-from ._memory import empty_like
+from ._memory import allocator
 from ._options import Options
 
 Strides = tuple[int, ...]
 Operands = list[Tensor | None]
 
-UNKNOWN: Any = object()
 _NO_STRIDES = (0, 0, 0)
 
 
@@ -30,23 +28,6 @@ class Arrangement(NamedTuple):
     strides: list[tuple[int, int, int]]
     like_mu: bool = False  # every gradient has its layout, not that of its own input
     dkl_row: int = 0  # stride of the upstream gradient of kl
-
-
-def remember(plans: dict[Any, Any], key: Any, plan: Any) -> None:
-    """Keep a plan; start afresh where shapes keep changing."""
-    if len(plans) >= 4096:
-        plans.clear()
-    plans[key] = plan
-
-
-def signature(tensor: Tensor | None) -> Any:
-    """What a plan may depend on."""
-    return None if tensor is None else (tensor.stride(), tensor.dtype)
-
-
-def layout(into: tuple[Tensor, Tensor] | None) -> Any:
-    """What a plan may depend on of dmu and dlogvar that the caller has allocated."""
-    return None if into is None else (into[0].stride(), into[1].stride())
 
 
 def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
@@ -108,25 +89,38 @@ def arrange_backward(
     return None
 
 
-def empty_gradients(
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    needs: tuple[bool, bool, bool],
-    like_mu: bool,
-    into: tuple[Tensor, Tensor] | None,
-) -> Backward:
-    """Memory for (dmu, dlogvar, deps), None where not needed; `into`: that of the first two."""
-    mu, logvar, eps = inputs
-    dmu = dlogvar = deps = None
-    if into is not None:
-        dmu, dlogvar = into
-    else:
-        if needs[0]:
-            dmu = empty_like(mu, mu.dtype)
-        if needs[1]:
-            dlogvar = empty_like(mu if like_mu else logvar, logvar.dtype)
-    if needs[2] and eps is not None:
-        deps = empty_like(mu if like_mu else eps, eps.dtype)
-    return dmu, dlogvar, deps
+class GradientMemory:
+    """Allocates (dmu, dlogvar, deps), None where not needed."""
+
+    def __init__(
+        self, inputs: Sequence[Tensor | None], needs: Sequence[bool], like_mu: bool
+    ) -> None:
+        self.like_mu = like_mu
+        models = [inputs[0]] * 3 if like_mu else inputs
+        self.dmu, self.dlogvar, self.deps = (
+            allocator(model, t.dtype) if need and t is not None and model is not None else None
+            for model, t, need in zip(models, inputs, needs)
+        )
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        into: tuple[Tensor, Tensor] | None,
+    ) -> Backward:
+        """`into`: that of the first two, if the caller has it."""
+        dmu = dlogvar = deps = None
+        if into is not None:
+            dmu, dlogvar = into
+        else:
+            if self.dmu is not None:
+                dmu = self.dmu(mu)
+            if self.dlogvar is not None:
+                dlogvar = self.dlogvar(mu if self.like_mu else logvar)
+        if self.deps is not None and eps is not None:
+            deps = self.deps(mu if self.like_mu else eps)
+        return dmu, dlogvar, deps
 
 
 def arranged(
@@ -157,41 +151,59 @@ def _restored(
     return torch.empty_like(model, dtype=result.dtype).copy_(result)
 
 
-def forward_of_copies(
-    forward: Callable[..., Forward],
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    options: Options,
-) -> Forward:
+class ForwardOfCopies:
     """A backend's forward where three strides cannot describe some tensor."""
-    model, (logvar, eps) = arranged(mu, (logvar, eps), options.batch_dims)
-    z, *others = forward(model, logvar, eps, generator, seed, options)
-    return _restored(z, mu), others[0], others[1], others[2], others[3]
+
+    def __init__(self, plan_forward: Callable[..., Callable[..., Forward]], options: Options):
+        self.plan, self.options = plan_forward, options
+        self.run: Callable[..., Forward] | None = None
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+    ) -> Forward:
+        model, (logvar, eps) = arranged(mu, (logvar, eps), self.options.batch_dims)
+        if self.run is None:
+            self.run = self.plan(model, logvar, eps, self.options)
+        z, *others = self.run(model, logvar, eps, generator, seed)
+        return _restored(z, mu), others[0], others[1], others[2], others[3]
 
 
-def backward_of_copies(
-    backward: Callable[..., Backward],
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    upstream: tuple[Tensor | None, Tensor | None, Tensor | None],
-    kept: tuple[Tensor | None, Tensor | None],
-    options: Options,
-    needs: tuple[bool, bool, bool],
-    into: tuple[Tensor, Tensor] | None,
-) -> Backward:
-    """A backend's backward where three strides cannot describe some tensor.
+class BackwardOfCopies:
+    """A backend's backward where three strides cannot describe some tensor."""
 
-    inputs: mu, logvar, eps; upstream: dz, dkl, dkl_of_mean; kept from forward: state, means.
-    """
-    mu, logvar, eps = inputs
-    dz, dkl, dkl_of_mean = upstream
-    model, copies = arranged(mu, (logvar, eps, dz), options.batch_dims)
-    dkl = None if dkl is None else dkl.contiguous()
-    results = backward(model, *copies, dkl, dkl_of_mean, *kept, options, needs)
-    return (
-        _restored(results[0], mu, None if into is None else into[0]),
-        _restored(results[1], logvar, None if into is None else into[1]),
-        _restored(results[2], eps),
-    )
+    def __init__(
+        self,
+        plan_backward: Callable[..., Callable[..., Backward]],
+        options: Options,
+        needs: tuple[bool, bool, bool],
+    ):
+        self.plan, self.options, self.needs = plan_backward, options, needs
+        self.run: Callable[..., Backward] | None = None
+
+    def __call__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        dz: Tensor | None,
+        dkl: Tensor | None,
+        dkl_of_mean: Tensor | None,
+        state: Tensor | None,
+        means: Tensor | None,
+        into: tuple[Tensor, Tensor] | None,
+    ) -> Backward:
+        model, copies = arranged(mu, (logvar, eps, dz), self.options.batch_dims)
+        dkl = None if dkl is None else dkl.contiguous()
+        if self.run is None:
+            self.run = self.plan(model, *copies, dkl, self.options, self.needs, None)
+        results = self.run(model, *copies, dkl, dkl_of_mean, state, means, None)
+        return (
+            _restored(results[0], mu, None if into is None else into[0]),
+            _restored(results[1], logvar, None if into is None else into[1]),
+            _restored(results[2], eps),
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from . import _autograd, _packed, _validate
+from . import _autograd, _calls, _packed, _validate
 from ._options import Options
 from ._results import CallOptions, Clamp, ReparamKL
 
@@ -250,12 +250,20 @@ def compute(
 
     Each only if asked for: kl by reduction, kl_of_mean by mean_over, z by sample.
     """
-    _validate.parameters(mu, logvar, batch_dims)
-    _validate.noise(mu, *noise)
-    bounds = _validate.clamp_bounds(clamp, (mu, logvar, noise[0]))
-    options = Options(reduction, mean_over, sample, batch_dims, bounds)
+    eps, generator, seed = noise
+    is_plain = mu is not None and logvar is not None and _autograd.is_plain(mu, logvar, eps)
+    if not is_plain or type(batch_dims) is not int:  # True would be found for 1
+        _validate.parameters(mu, logvar, batch_dims)  # else only for a kind of calls that is new
+    if eps is not None or generator is not None or seed is not None:
+        _validate.noise(mu, eps, generator, seed)
+    if clamp is not None:
+        clamp = _validate.clamp_bounds(clamp, (mu, logvar, eps))
+    options = Options(reduction, mean_over, sample, batch_dims, clamp)
     backend = _validate.resolve_backend(backend, mu.device)
-    return _autograd.reparameterize_kl(mu, logvar, *noise, options, backend)
+    if is_plain:
+        call = _calls.find(mu, logvar, eps, options, backend)
+        return _autograd.direct(call, mu, logvar, *noise)
+    return _autograd.indirect(mu, logvar, *noise, options, backend)
 
 
 def compute_moments(

@@ -1,0 +1,126 @@
+"""What is remembered of a kind of calls lets nothing pass that is not of that kind."""
+
+import warnings
+
+import pytest
+import torch
+
+import vaekl
+from vaekl import _calls
+from vaekl.testing import make_inputs
+
+
+@pytest.fixture
+def seen(backend, device):
+    """A kind that is known: mu."""
+    mu, _ = make_inputs((3, 4), device=device)
+    vaekl.reparameterize_kl(mu, mu, backend=backend)
+    return mu
+
+
+@pytest.mark.parametrize("batch_dims", [True, 1.0])
+def test_what_equals_1_is_not_1(batch_dims, seen, backend):
+    with pytest.raises(TypeError, match=r"batch_dims must be an int, got (bool|float)"):
+        vaekl.reparameterize_kl(seen, seen, batch_dims=batch_dims, backend=backend)
+
+
+def test_other_tensors_of_the_same_size(seen, backend):
+    with pytest.raises(TypeError, match=r"logvar must have one of the dtypes .* got torch.int32"):
+        vaekl.reparameterize_kl(seen, seen.int(), backend=backend)
+    with pytest.raises(ValueError, match=r"logvar must have the shape of mu, \(3, 4\); got \(4,"):
+        vaekl.reparameterize_kl(seen, seen.mT, backend=backend)
+    with pytest.raises(TypeError, match=r"mu must be a torch\.Tensor, got ndarray"):
+        vaekl.reparameterize_kl(seen.cpu().numpy(), seen, backend=backend)
+    with pytest.raises(ValueError, match="eps must have the shape of mu"):
+        vaekl.reparameterize_kl(seen, seen, eps=seen[:2], backend=backend)
+
+
+def test_a_sparse_tensor_whose_strides_are_those_of_a_scalar(backend, device):
+    expanded = torch.zeros((), device=device).expand(3, 4)
+    sparse = torch.eye(3, 4, device=device).to_sparse()
+    assert sparse.stride() == expanded.stride()
+    vaekl.kl_loss(expanded, expanded, backend=backend)
+    with pytest.raises(TypeError, match="mu must be a dense"):
+        vaekl.kl_loss(sparse, expanded, backend=backend)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "in beta state"
+        compressed = sparse.to_sparse_csr()
+    with pytest.raises(TypeError, match="logvar must be a dense"):
+        vaekl.kl_loss(expanded, compressed, backend=backend)
+
+
+def test_a_negated_view(backend, device):
+    """Its memory holds -x."""
+    leaf = torch.randn(3, 4, dtype=torch.complex64, device=device)
+    negated = leaf.conj().imag
+    assert negated.is_neg()
+    plain = negated.resolve_neg()
+    for mu in (plain, negated):
+        kl = vaekl.kl_loss(mu, mu, backend=backend)
+    assert torch.equal(kl, vaekl.kl_loss(plain, plain, backend=backend))
+
+
+def test_a_tensor_kept_from_a_transform_that_has_ended(backend, device):
+    mu, logvar = make_inputs((3, 4), device=device)
+    kept = []
+
+    def function(x):
+        kept.append(x)
+        return x.square().sum()
+
+    torch.func.grad(function)(mu)
+    leaf = logvar.requires_grad_()
+    grads = []
+    for given in (mu, kept[0]):
+        out = vaekl.reparameterize_kl(given, leaf, seed=1, backend=backend)
+        grads.append(torch.autograd.grad(out.z.sum() + out.kl + out.kl_of_mean, leaf)[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_operators_check_too(backend, device):
+    mu, logvar = make_inputs((3, 4), device=device)
+    options = ("batchmean", "batch", True, 1, None, backend)
+    operator = torch.ops.vaekl.reparameterize_kl
+    with pytest.raises(ValueError, match="logvar must have the shape of mu"):
+        operator(mu, logvar[0], None, None, 1, *options)
+    with pytest.raises(ValueError, match="eps must have the shape of mu"):
+        operator(mu, logvar, logvar[0], None, None, *options)
+
+
+def test_no_more_kinds_are_kept_than_so_many(device, monkeypatch):
+    monkeypatch.setattr(_calls, "_MOST", 8)
+    for n in range(1, 30):
+        mu, logvar = (t.requires_grad_() for t in make_inputs((n, 3), device=device))
+        out = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="eager")
+        torch.autograd.grad(out.kl, (mu, logvar))
+    assert 0 < len(_calls._forward) <= 8
+    assert 0 < len(_calls._backward) <= 8
+
+
+def test_every_stride_is_a_kind_of_its_own(backend, device):
+    """One shape and dtype, each tensor in turn transposed in memory, and each gradient absent."""
+    mu, logvar, eps, dz = (torch.randn(6, 6, device=device).double() for _ in range(4))
+    dkl = torch.randn(6, 2, device=device).double()
+    names = ("mu", "logvar", "eps", "dz", "dkl")
+    for turned in (None, *names):
+        *leaves, upstream = (
+            t.mT.contiguous().mT if name == turned else t
+            for name, t in zip(names, (mu, logvar, eps, dz))
+        )
+        of_kl = dkl[:, 0] if turned == "dkl" else dkl[:, 0].contiguous()
+        for needed in ((2,), (1, 2), (0, 1), (0, 1, 2)):
+            found = []
+            for which in (backend, "eager"):
+                inputs = [t.detach() for t in leaves]
+                for i in needed:
+                    inputs[i] = inputs[i].requires_grad_()
+                out = vaekl.reparameterize_kl(
+                    inputs[0], inputs[1], eps=inputs[2], reduction="none", backend=which
+                )
+                pairs = [(out.z, upstream), (out.kl, of_kl), (out.kl_of_mean, dz[0, 0])]
+                pairs = [pair for pair in pairs if pair[0].requires_grad][: 1 + len(needed)]
+                outputs, gradients = zip(*pairs)
+                grads = torch.autograd.grad(outputs, [inputs[i] for i in needed], gradients)
+                found.append((*out, *grads))
+            for ours, theirs in zip(*found):
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

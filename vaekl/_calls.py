@@ -1,0 +1,167 @@
+"""Calls of one kind: the same dtypes, devices, sizes and strides of tensors, and the same options.
+
+All that these settle is worked out once a kind: whether the tensors fit each other, and what the
+backend plans. What is left for a call is to look its kind up, allocate, and launch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _eager, _layout, _validate
+from ._eager import Backward, Forward
+from ._options import Options, sizes
+
+#: Of (mu, logvar, eps, generator, seed).
+Run = Callable[..., Forward]
+#: Of (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into).
+RunBackward = Callable[..., Backward]
+
+_MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
+_loaded: dict[str, ModuleType] = {}
+#: More kinds than this are shapes that keep changing, of which most do not come again.
+_MOST = 4096
+
+
+class Call(NamedTuple):
+    """A kind of forward calls."""
+
+    run: Run
+    options: Options
+    backend: str
+
+
+_forward: dict[Any, Call] = {}
+_backward: dict[Any, RunBackward] = {}
+
+
+def forget() -> None:
+    """Plan everything anew."""
+    _forward.clear()
+    _backward.clear()
+
+
+def planned() -> list[Run]:
+    """What runs the forward calls seen so far."""
+    return [call.run for call in _forward.values()]
+
+
+@contextmanager
+def use_config(config: _layout.Config) -> Iterator[None]:
+    """Launch with another block choice. Results agree to rounding; noise to the bit."""
+    previous = _layout.set_config(config)
+    forget()
+    try:
+        yield
+    finally:
+        _layout.set_config(previous)
+        forget()
+
+
+def _module(backend: str) -> ModuleType:
+    """The backend's launcher, imported on first use."""
+    module = _loaded.get(backend)
+    if module is None:
+        module = _loaded[backend] = importlib.import_module(_MODULES[backend])
+    return module
+
+
+def _kind(tensor: Tensor | None) -> Any:
+    return None if tensor is None else (tensor.stride(), tensor.dtype, tensor.shape, tensor.device)
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= _MOST:
+        known.clear()
+    known[key] = value
+
+
+def find(mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options, backend: str) -> Call:
+    """The kind of a call.
+
+    Raises:
+        TypeError, ValueError: As ``reparameterize_kl``, for its tensors and batch_dims.
+        ImportError: The backend's library is not there.
+    """
+    key = (_kind(mu), _kind(logvar), _kind(eps), options, backend)
+    call = _forward.get(key)
+    if call is None:
+        _validate.parameters(mu, logvar, options.batch_dims)
+        _validate.noise(mu, eps, None, None)
+        if mu.numel() == 0 and backend != "eager":
+            run = _plan_nothing(options)
+        else:
+            run = _module(backend).plan_forward(mu, logvar, eps, options)
+        call = Call(run, options, backend)
+        _remember(_forward, key, call)
+    return call
+
+
+def _plan_nothing(options: Options) -> Run:
+    """No elements, no kernel; plain torch knows what sums and means of nothing are."""
+
+    def run(
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+    ) -> Forward:
+        z, kl, kl_of_mean, state, means = _eager.forward(mu, logvar, eps, generator, seed, options)
+        key = None if state is None else mu.new_zeros(2, dtype=torch.int64)
+        return z, kl, kl_of_mean, key, means
+
+    return run
+
+
+def forward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    seed: int | None,
+    options: Options,
+    backend: str,
+) -> Forward:
+    """The backend's (z, kl, kl_of_mean, state, means), None for what is not wanted."""
+    return find(mu, logvar, eps, options, backend).run(mu, logvar, eps, generator, seed)
+
+
+def backward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    dkl_of_mean: Tensor | None,
+    state: Tensor | None,
+    means: Tensor | None,
+    options: Options,
+    backend: str,
+    needs: tuple[bool, bool, bool],
+    into: tuple[Tensor, Tensor] | None = None,
+) -> Backward:
+    """The backend's (dmu, dlogvar, deps), None where not needed; `into`: write the first two there.
+
+    ``into`` has the shape and dtype of mu; both gradients are needed then.
+    """
+    upstream = (_kind(dz), _kind(dkl), dkl_of_mean is None)
+    given = None if into is None else (into[0].stride(), into[1].stride())
+    inputs = (_kind(mu), _kind(logvar), _kind(eps))
+    key = (inputs, upstream, options, backend, needs, given)
+    run = _backward.get(key)
+    if run is None:
+        module = _module("eager" if mu.numel() == 0 else backend)
+        asked = (needs[0], needs[1], needs[2] and dz is not None)
+        run = module.plan_backward(mu, logvar, eps, dz, dkl, options, asked, into)
+        _remember(_backward, key, run)
+    if state is not None and mu.numel() == 0:
+        state = mu.new_empty(sizes(mu.shape, options.batch_dims))
+    return run(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into)
