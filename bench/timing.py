@@ -1,7 +1,10 @@
 """How it is measured.
 
 - ``seconds``: what a training loop waits for. Calls back to back, one wait for the device at the
-  end of each sample. All providers take turns, so that a change of clock rate hits all alike.
+  end of each sample. All providers take turns, so that a change of clock rate hits all alike. Each
+  calls once, untimed, before its sample: caches and the heap are then its own. Without that, one
+  pays for what others left: glibc gives the top of the heap back to the system at whatever free
+  comes last, another's memory too.
 - ``device_seconds`` (CUDA): between two events with the L2 cache cold and the host far ahead, so
   that what the host needs for launching does not show.
 - ``graph_seconds`` (CUDA): the same for a replay of the call captured in a CUDA graph.
@@ -76,6 +79,7 @@ def interleaved(calls: Mapping[str, Call], device: str, budget: float) -> dict[s
             if done >= MIN_SAMPLES and time.perf_counter() - started > budget:
                 break
             for name, call in calls.items():
+                sample(call, 1, device)
                 samples[name].append(sample(call, counts[name], device))
     return samples
 
