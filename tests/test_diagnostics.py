@@ -286,6 +286,7 @@ def test_batches_one_by_one(sizes, mean, backend, device):
     for batch in zip(mu.split(list(sizes)), logvar.split(list(sizes))):
         assert accumulator.update(*batch) is accumulator
     assert accumulator.samples == 40
+    assert repr(accumulator) == "<DiagnosticsAccumulator of 40 samples>"
     check(accumulator.report(), mu, logvar, batches=len(sizes))
 
 

@@ -88,6 +88,9 @@ class DiagnosticsAccumulator:
         """How many samples there have been."""
         return 0 if self._statistics is None else self._statistics.samples
 
+    def __repr__(self) -> str:
+        return f"<DiagnosticsAccumulator of {self.samples} samples>"
+
     def report(self) -> DiagnosticsReport:
         """The report of all samples so far.
 
