@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _calls
+from vaekl import _autograd, _calls
 from vaekl.testing import make_inputs
 
 
@@ -97,6 +97,18 @@ def test_no_more_kinds_are_kept_than_so_many(device, monkeypatch):
     assert 0 < len(_calls._backward) <= 8
 
 
+def gradients(outputs, inputs, upstream, used):
+    """Of the outputs used that depend on the inputs."""
+    pairs = [
+        (o, u) for o, u, is_used in zip(outputs, upstream, used) if is_used and o.requires_grad
+    ]
+    if not pairs:
+        return ()
+    return torch.autograd.grad(
+        [o for o, _ in pairs], inputs, [u for _, u in pairs], allow_unused=True
+    )
+
+
 def test_every_stride_is_a_kind_of_its_own(backend, device):
     """One shape and dtype, each tensor in turn transposed in memory, and each gradient absent."""
     mu, logvar, eps, dz = (torch.randn(6, 6, device=device).double() for _ in range(4))
@@ -109,18 +121,86 @@ def test_every_stride_is_a_kind_of_its_own(backend, device):
         )
         of_kl = dkl[:, 0] if turned == "dkl" else dkl[:, 0].contiguous()
         for needed in ((2,), (1, 2), (0, 1), (0, 1, 2)):
-            found = []
-            for which in (backend, "eager"):
-                inputs = [t.detach() for t in leaves]
-                for i in needed:
-                    inputs[i] = inputs[i].requires_grad_()
-                out = vaekl.reparameterize_kl(
-                    inputs[0], inputs[1], eps=inputs[2], reduction="none", backend=which
-                )
-                pairs = [(out.z, upstream), (out.kl, of_kl), (out.kl_of_mean, dz[0, 0])]
-                pairs = [pair for pair in pairs if pair[0].requires_grad][: 1 + len(needed)]
-                outputs, gradients = zip(*pairs)
-                grads = torch.autograd.grad(outputs, [inputs[i] for i in needed], gradients)
-                found.append((*out, *grads))
-            for ours, theirs in zip(*found):
-                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+            for used in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1)):
+                found = []
+                for which in (backend, "eager"):
+                    inputs = [t.detach() for t in leaves]
+                    for i in needed:
+                        inputs[i] = inputs[i].requires_grad_()
+                    out = vaekl.reparameterize_kl(
+                        inputs[0], inputs[1], eps=inputs[2], reduction="none", backend=which
+                    )
+                    wanted = [inputs[i] for i in needed]
+                    grads = gradients(out, wanted, (upstream, of_kl, dz[0, 0]), used)
+                    found.append((*out, *grads))
+                for ours, theirs in zip(*found):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_other_sizes_with_the_same_strides(backend, device):
+    for batch in (2, 4, 3):
+        mu, logvar = make_inputs((batch, 4), device=device)
+        ours = vaekl.kl_loss(mu, logvar, reduction="none", backend=backend)
+        torch.testing.assert_close(ours, vaekl.kl_loss(mu, logvar, reduction="none"))
+
+
+def test_halves_of_one_kind_in_gradients_of_two(backend, device):
+    """Side by side in rows of 6, and one above the other in rows of 3 cut from rows of 6."""
+    wide = torch.randn(4, 6, device=device)
+    for moments, dim in ((wide[:2], 1), (wide[:, :3], 0)):
+        found = []
+        for which in (backend, "eager"):
+            leaf = moments.detach().requires_grad_()
+            out = vaekl.reparameterize_kl_moments(leaf, dim=dim, seed=1, backend=which)
+            found.append(torch.autograd.grad(out.z.square().sum() + out.kl, leaf)[0])
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1, 4), (1, 3, 4), (3, 1, 4), (1, 1, 1, 4)])
+def test_strides_of_kl_are_those_of_a_new_tensor(shape, backend, device):
+    mu, logvar = make_inputs(shape, device=device)
+    dims = len(shape) - 1
+    kl = vaekl.kl_loss(mu, logvar, reduction="none", batch_dims=dims, backend=backend)
+    assert kl.stride() == torch.empty(shape[:-1]).stride()
+
+
+def test_a_functional_tensor_is_not_plain(backend, device):
+    """Its keys are those of one that torch.func.functionalize made; neither has memory."""
+    x = torch.randn(3, 4, device=device)
+    torch._enable_functionalization(reapply_views=False)
+    try:
+        functional = torch._to_functional_tensor(x)
+    finally:
+        torch._disable_functionalization()
+    kept = []
+    torch.func.functionalize(lambda x: kept.append(x) or x)(x)
+    for tensor in (functional, kept[0]):
+        assert not _autograd.is_plain(tensor)
+
+
+@pytest.mark.parametrize("change", ["strides", "dtype"])
+def test_hooks_that_give_back_other_tensors(change, backend, device):
+    """They may change the layout of what is saved; another precision cannot be told from memory."""
+
+    def unpack(tensor):
+        if change == "dtype":
+            return tensor.float() if tensor.is_floating_point() else tensor
+        wide = tensor.new_empty((*tensor.shape, 2))
+        wide[..., 0] = tensor
+        return wide[..., 0]
+
+    mu, logvar = make_inputs((5, 6), dtype=torch.float64, device=device)
+    found = []
+    for unpacked in (lambda t: t, unpack):
+        leaves = [t.detach().requires_grad_() for t in (mu, logvar)]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpacked):
+            out = vaekl.reparameterize_kl(*leaves, seed=1, backend=backend)
+        loss = out.z.square().sum() + out.kl + out.kl_of_mean
+        if change == "dtype" and unpacked is unpack and backend != "eager":
+            with pytest.raises(TypeError, match="hooks must give back the dtypes"):
+                torch.autograd.grad(loss, leaves)
+        else:
+            found.append(torch.autograd.grad(loss, leaves))
+    if len(found) == 2:
+        tolerance = 1e-5 if change == "dtype" else 1e-12
+        torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)

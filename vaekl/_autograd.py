@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ def _has_plain_keys(tensor: Tensor) -> bool:
         or tensor.is_meta
         or tensor.is_neg()  # -x as a view of x, which the dispatcher resolves
         or tensor._is_zerotensor()
+        or torch._is_functional_tensor(tensor)
         or is_functorch_wrapped_tensor(tensor)  # and left over from a transform that has ended
         or is_legacy_batchedtensor(tensor)  # of is_grads_batched, which shows in nothing else
     )
@@ -155,7 +156,7 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         call, generator, seed = rest
         results = call.run(mu, logvar, eps, generator, seed)
         has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        save(ctx, (mu, logvar, eps), results, call[1:], has_gradient)
+        save(ctx, (mu, logvar, eps), results, (call.options, call.backend), has_gradient)
         return results[:3]
 
     @staticmethod
@@ -164,8 +165,13 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         return (*_gradients(ctx, *upstream), None)
 
 
-# Function.apply is Python code around this one, for transforms, under which no tensor is plain.
-_apply = super(torch.autograd.Function, ReparameterizeKLFunction).apply
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Results]:
+    """Its apply without the Python code around it for transforms: under them no tensor is plain."""
+    apply: Callable[..., Results] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
+
+
+_apply = apply_of(ReparameterizeKLFunction)
 
 
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -214,8 +220,7 @@ def direct(
     if torch.is_grad_enabled() and (
         mu.requires_grad or logvar.requires_grad or (eps is not None and eps.requires_grad)
     ):
-        results: Results = _apply(mu, logvar, eps, (call, generator, seed))  # type: ignore[no-untyped-call]
-        return results
+        return _apply(mu, logvar, eps, (call, generator, seed))
     return call.run(mu, logvar, eps, generator, seed)[:3]
 
 

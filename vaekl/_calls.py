@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _eager, _layout, _validate
 from ._eager import Backward, Forward
-from ._options import Options, sizes
+from ._options import Options, compute_dtype, sizes
 
 #: Of (mu, logvar, eps, generator, seed).
 Run = Callable[..., Forward]
@@ -73,7 +73,7 @@ def _module(backend: str) -> ModuleType:
     return module
 
 
-def _kind(tensor: Tensor | None) -> Any:
+def _signature(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.stride(), tensor.dtype, tensor.shape, tensor.device)
 
 
@@ -90,7 +90,7 @@ def find(mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options, backe
         TypeError, ValueError: As ``reparameterize_kl``, for its tensors and batch_dims.
         ImportError: The backend's library is not there.
     """
-    key = (_kind(mu), _kind(logvar), _kind(eps), options, backend)
+    key = (_signature(mu), _signature(logvar), _signature(eps), options, backend)
     call = _forward.get(key)
     if call is None:
         _validate.parameters(mu, logvar, options.batch_dims)
@@ -152,16 +152,34 @@ def backward(
 
     ``into`` has the shape and dtype of mu; both gradients are needed then.
     """
-    upstream = (_kind(dz), _kind(dkl), dkl_of_mean is None)
+    of_mean = None if dkl_of_mean is None else dkl_of_mean.dtype
+    upstream = (_signature(dz), _signature(dkl), of_mean)
     given = None if into is None else (into[0].stride(), into[1].stride())
-    inputs = (_kind(mu), _kind(logvar), _kind(eps))
+    inputs = (_signature(mu), _signature(logvar), _signature(eps))
     key = (inputs, upstream, options, backend, needs, given)
     run = _backward.get(key)
     if run is None:
-        module = _module("eager" if mu.numel() == 0 else backend)
+        if mu.numel() == 0:
+            backend = "eager"
+        if backend != "eager":  # which converts them
+            _check_dtypes(compute_dtype(mu, logvar, eps), dkl, dkl_of_mean)
         asked = (needs[0], needs[1], needs[2] and dz is not None)
-        run = module.plan_backward(mu, logvar, eps, dz, dkl, options, asked, into)
+        run = _module(backend).plan_backward(mu, logvar, eps, dz, dkl, options, asked, into)
         _remember(_backward, key, run)
-    if state is not None and mu.numel() == 0:
-        state = mu.new_empty(sizes(mu.shape, options.batch_dims))
+    if state is not None:
+        state = state.contiguous()  # by torch's saved-tensor hooks it may have become anything
+        if mu.numel() == 0:
+            state = mu.new_empty(sizes(mu.shape, options.batch_dims))
+    if means is not None:
+        means = means.contiguous()
     return run(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into)
+
+
+def _check_dtypes(dtype: torch.dtype, *of_kls: Tensor | None) -> None:
+    """Gradients of the KLs have the dtype that forward computed in; so must what it saved give."""
+    for gradient in of_kls:
+        if gradient is not None and gradient.dtype != dtype:
+            raise TypeError(
+                f"gradients of the KLs must be {dtype} with inputs as they are in backward, got "
+                f"{gradient.dtype}; saved-tensor hooks must give back the dtypes that they got"
+            )

@@ -19,11 +19,10 @@ from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
     Arrangement,
-    BackwardOfCopies,
-    ForwardOfCopies,
     GradientMemory,
-    arrange_backward,
-    arrange_forward,
+    backward_planner,
+    dense,
+    forward_planner,
 )
 
 _KINDS = {
@@ -125,12 +124,12 @@ class ForwardPlan:
         launch.shared += 2 * launch.ranges * event if by_column else 0
         self.launch = launch
         scalar = torch.empty((), dtype=dtype, device="cpu")
-        # What results are like; expanded, they take no memory, however large.
         self.scalar = scalar
         self.kl = self.means = None
         if options.reduction is not None:
-            self.kl = scalar.expand(mu.shape[: options.batch_dims] if by_row else ())
+            self.kl = dense(mu.shape[: options.batch_dims] if by_row else ())
         if options.mean_over is not None:
+            # Expanded, what the means are like takes no memory, however large.
             self.means = scalar.expand((2, event) if by_column else (2,))
             self.new_means = allocator(self.means, dtype)
         self.new_z = allocator(mu, z_dtype) if options.sample else None
@@ -152,7 +151,7 @@ class ForwardPlan:
                 word, offset, _ = draw_key(mu.device, generator, seed)
                 state = torch.empty_like(_STATE)
         if self.kl is not None:
-            kl = torch.empty_like(self.kl)
+            kl = torch.empty_strided(*self.kl, dtype=self.scalar.dtype, device="cpu")
         if self.means is not None:
             kl_of_mean = torch.empty_like(self.scalar)
             means = self.new_means(self.means)
@@ -171,21 +170,27 @@ class ForwardPlan:
         return z, kl, kl_of_mean, state, means
 
 
-def plan_forward(
-    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
-) -> Callable[..., Forward]:
-    """A plan; of copies where three strides cannot describe some tensor."""
-    arrangement = arrange_forward(mu, logvar, eps, options)
-    if arrangement is None:
-        return ForwardOfCopies(plan_forward, options)
-    return ForwardPlan(arrangement, mu, logvar, eps, options)
+plan_forward = forward_planner(ForwardPlan)
 
 
 class BackwardPlan:
     """Backward of tensors like these."""
 
-    def __init__(self, launch: Launch, memory: GradientMemory) -> None:
-        self.launch, self.memory = launch, memory
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        memory: GradientMemory,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        dz: Tensor | None,
+        options: Options,
+    ) -> None:
+        self.memory = memory
+        inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
+        dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
+        numbers = _numbers(dtype, options)
+        self.launch = Launch(kernels.backward, arrangement, dtypes, options, numbers)
 
     def __call__(
         self,
@@ -217,21 +222,4 @@ class BackwardPlan:
         return dmu, dlogvar, deps
 
 
-def plan_backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    options: Options,
-    needs: tuple[bool, bool, bool],
-    into: tuple[Tensor, Tensor] | None,
-) -> Callable[..., Backward]:
-    """A plan; of copies where three strides cannot describe some tensor."""
-    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
-    if arrangement is None:
-        return BackwardOfCopies(plan_backward, options, needs)
-    inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
-    numbers = _numbers(compute_dtype(mu, logvar, eps), options)
-    launch = Launch(kernels.backward, arrangement, [*inputs, _dtype(dz), *inputs], options, numbers)
-    return BackwardPlan(launch, GradientMemory((mu, logvar, eps), needs, arrangement.like_mu))
+plan_backward = backward_planner(BackwardPlan)

@@ -26,12 +26,10 @@ from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
     Arrangement,
-    BackwardOfCopies,
-    ForwardOfCopies,
     GradientMemory,
-    Strides,
-    arrange_backward,
-    arrange_forward,
+    backward_planner,
+    dense,
+    forward_planner,
 )
 from ._workspace import workspaces
 
@@ -131,15 +129,11 @@ class ForwardPlan:
         self.new_z: Callable[[Tensor], Tensor] | None = None
         if options.sample:
             self.new_z = allocator(mu, sample_dtype(mu, logvar, eps))
-        # Shapes and strides.
-        self.kl: tuple[Strides, Strides] | None = None
-        self.means: tuple[Strides, Strides] | None = None
+        self.kl = self.means = None
         if options.reduction is not None:
-            like = torch.empty(mu.shape[: options.batch_dims] if per_row else (), device="meta")
-            self.kl = tuple(like.shape), like.stride()
+            self.kl = dense(mu.shape[: options.batch_dims] if per_row else ())
         if options.mean_over is not None:
-            by_column = options.mean_over == "batch"
-            self.means = ((2, view.event), (view.event, 1)) if by_column else ((2,), (1,))
+            self.means = dense((2, view.event) if options.mean_over == "batch" else (2,))
         # The layout of scratch is in kernels/forward.py; none where one program does it all.
         self.scratch_size = 0
         if split_rows or split_cols:
@@ -168,7 +162,6 @@ class ForwardPlan:
             if eps is None:
                 word, offset, noise_key = draw_key(device, generator, seed)
                 state = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
-        # With strides given, torch.empty takes a quarter less of the host's time.
         if self.kl is not None:
             kl = torch.empty_strided(*self.kl, dtype=dtype, device=device)
         if self.means is not None:
@@ -183,21 +176,34 @@ class ForwardPlan:
         return z, kl, kl_of_mean, state, means
 
 
-def plan_forward(
-    mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
-) -> Callable[..., Forward]:
-    """A plan; of copies where three strides cannot describe some tensor."""
-    arrangement = arrange_forward(mu, logvar, eps, options)
-    if arrangement is None:
-        return ForwardOfCopies(plan_forward, options)
-    return ForwardPlan(arrangement, mu, logvar, eps, options)
+plan_forward = forward_planner(ForwardPlan)
 
 
 class BackwardPlan:
     """Backward of tensors like these."""
 
-    def __init__(self, launch: Launch, memory: GradientMemory) -> None:
-        self.launch, self.memory = launch, memory
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        memory: GradientMemory,
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        dz: Tensor | None,
+        options: Options,
+    ) -> None:
+        self.memory = memory
+        view = arrangement.view
+        grid = _layout.grid(view.batch, view.event, _layout.current_config())
+        fixed = [
+            *_size_args(view, grid, options),
+            arrangement.dkl_row,
+            *chain(*arrangement.strides),
+            options.reduction == "none",
+            options.mean_over or "none",
+            *_flag_args(view, compute_dtype(mu, logvar, eps), options),
+        ]
+        self.launch = Launch(backward_kernel, grid, fixed)
 
     def __call__(
         self,
@@ -221,29 +227,4 @@ class BackwardPlan:
         return dmu, dlogvar, deps
 
 
-def plan_backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    options: Options,
-    needs: tuple[bool, bool, bool],
-    into: tuple[Tensor, Tensor] | None,
-) -> Callable[..., Backward]:
-    """A plan; of copies where three strides cannot describe some tensor."""
-    arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
-    if arrangement is None:
-        return BackwardOfCopies(plan_backward, options, needs)
-    view = arrangement.view
-    grid = _layout.grid(view.batch, view.event, _layout.current_config())
-    fixed = [
-        *_size_args(view, grid, options),
-        arrangement.dkl_row,
-        *chain(*arrangement.strides),
-        options.reduction == "none",
-        options.mean_over or "none",
-        *_flag_args(view, compute_dtype(mu, logvar, eps), options),
-    ]
-    memory = GradientMemory((mu, logvar, eps), needs, arrangement.like_mu)
-    return BackwardPlan(Launch(backward_kernel, grid, fixed), memory)
+plan_backward = backward_planner(BackwardPlan)

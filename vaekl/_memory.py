@@ -28,11 +28,11 @@ def allocator(model: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     plain: Callable[[Tensor], Tensor] = torch.empty_like
     if dtype is not model.dtype:
         plain = partial(torch.empty_like, dtype=dtype)
-    if model.numel() < LARGE // 8:  # whatever the dtype
+    if model.numel() < LARGE // 8 or not model.is_cpu:  # small, whatever the dtype
         return plain
 
-    def on_huge_pages(model: Tensor) -> Tensor:
-        fresh = plain(model)
+    def on_huge_pages(like: Tensor) -> Tensor:  # holds no tensor: plans are kept
+        fresh = plain(like)
         _use_huge_pages(fresh)
         return fresh
 

@@ -153,6 +153,9 @@ class ReparameterizeKLMomentsFunction(torch.autograd.Function):
         return (*_gradients(ctx, ctx.needs_input_grad[:2], *upstream), None)
 
 
+_apply = _autograd.apply_of(ReparameterizeKLMomentsFunction)
+
+
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     moments, dim, eps, _, _, *asked, backend = inputs
     options = _ops.options(*asked)
@@ -186,12 +189,12 @@ def reparameterize_kl_moments(
     backend: str,
 ) -> _autograd.Results:
     """(z, kl, kl_of_mean) with a gradient to moments if one is needed."""
+    if seed is not None:
+        seed = signed64(seed)
     is_plain = _autograd.is_plain(moments, eps)
     if not is_plain and _composed.is_needed(moments, eps):
         pair = halves(moments, dim)
         return _composed.reparameterize_kl(*pair, eps, generator, seed, options, backend)
-    if seed is not None:
-        seed = signed64(seed)
     if not is_plain:
         _autograd.refuse_to_compile(generator)
         results = torch.ops.vaekl.reparameterize_kl_moments(
@@ -201,8 +204,5 @@ def reparameterize_kl_moments(
     if torch.is_grad_enabled() and (
         moments.requires_grad or (eps is not None and eps.requires_grad)
     ):
-        outputs: _autograd.Results = ReparameterizeKLMomentsFunction.apply(  # type: ignore[no-untyped-call]
-            moments, eps, (generator, seed, dim, options, backend)
-        )
-        return outputs
+        return _apply(moments, eps, (generator, seed, dim, options, backend))
     return _calls.forward(*halves(moments, dim), eps, generator, seed, options, backend)[:3]

@@ -89,6 +89,14 @@ def arrange_backward(
     return None
 
 
+def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
+    """Shape and strides of a contiguous tensor: with both, torch.empty takes a quarter less time.
+
+    (Than with a shape alone; and torch.empty_like of an expanded tensor may keep strides of 0.)
+    """
+    return tuple(shape), torch.empty(shape, device="meta").stride()
+
+
 class GradientMemory:
     """Allocates (dmu, dlogvar, deps), None where not needed."""
 
@@ -151,7 +159,43 @@ def _restored(
     return torch.empty_like(model, dtype=result.dtype).copy_(result)
 
 
-class ForwardOfCopies:
+def forward_planner(plan: Callable[..., Callable[..., Forward]]) -> Callable[..., Any]:
+    """A backend's plan_forward, of what makes a plan for tensors that strides describe."""
+
+    def plan_forward(
+        mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
+    ) -> Callable[..., Forward]:
+        arrangement = arrange_forward(mu, logvar, eps, options)
+        if arrangement is None:
+            return _ForwardOfCopies(plan_forward, options)
+        return plan(arrangement, mu, logvar, eps, options)
+
+    return plan_forward
+
+
+def backward_planner(plan: Callable[..., Callable[..., Backward]]) -> Callable[..., Any]:
+    """A backend's plan_backward, likewise; `plan` also gets the memory of the gradients."""
+
+    def plan_backward(
+        mu: Tensor,
+        logvar: Tensor,
+        eps: Tensor | None,
+        dz: Tensor | None,
+        dkl: Tensor | None,
+        options: Options,
+        needs: tuple[bool, bool, bool],
+        into: tuple[Tensor, Tensor] | None,
+    ) -> Callable[..., Backward]:
+        arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
+        if arrangement is None:
+            return _BackwardOfCopies(plan_backward, options, needs)
+        memory = GradientMemory((mu, logvar, eps), needs, arrangement.like_mu)
+        return plan(arrangement, memory, mu, logvar, eps, dz, options)
+
+    return plan_backward
+
+
+class _ForwardOfCopies:
     """A backend's forward where three strides cannot describe some tensor."""
 
     def __init__(self, plan_forward: Callable[..., Callable[..., Forward]], options: Options):
@@ -173,7 +217,7 @@ class ForwardOfCopies:
         return _restored(z, mu), others[0], others[1], others[2], others[3]
 
 
-class BackwardOfCopies:
+class _BackwardOfCopies:
     """A backend's backward where three strides cannot describe some tensor."""
 
     def __init__(

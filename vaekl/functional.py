@@ -1,4 +1,4 @@
-"""The public functions: documentation, validation, and a call of the operator."""
+"""The public functions: documentation, validation, and the road that a call takes."""
 
 from __future__ import annotations
 
