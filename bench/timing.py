@@ -1,10 +1,11 @@
 """How it is measured.
 
 - ``seconds``: what a training loop waits for. Calls back to back, one wait for the device at the
-  end of each sample. All providers take turns, so that a change of clock rate hits all alike. Each
-  calls once, untimed, before its sample: caches and the heap are then its own. Without that, one
-  pays for what others left: glibc gives the top of the heap back to the system at whatever free
-  comes last, another's memory too.
+  end of each sample. All providers take turns, so that a change of clock rate hits all alike.
+  Before each sample come SETTLE calls that are not timed, until caches and the heap are the
+  provider's own. A first call after another's takes up to 1.5 times as long, plain torch's too:
+  glibc gives the top of the heap back to the system at whatever free comes last, and the next
+  call faults it in again, whosever it was.
 - ``device_seconds`` (CUDA): between two events with the L2 cache cold and the host far ahead, so
   that what the host needs for launching does not show.
 - ``graph_seconds`` (CUDA): the same for a replay of the call captured in a CUDA graph.
@@ -30,6 +31,8 @@ Call = Callable[[], object]
 #: A sample is as many calls as take this long.
 SAMPLE_SECONDS = 1e-3
 MIN_SAMPLES, MAX_SAMPLES = 5, 300
+#: Calls after another provider's until the time of one stays the same.
+SETTLE = 3
 #: Clock cycles that the device waits while the host queues the call: some 2 ms.
 AHEAD_CYCLES = 4_000_000
 COPY_BYTES = 2**28
@@ -79,7 +82,7 @@ def interleaved(calls: Mapping[str, Call], device: str, budget: float) -> dict[s
             if done >= MIN_SAMPLES and time.perf_counter() - started > budget:
                 break
             for name, call in calls.items():
-                sample(call, 1, device)
+                sample(call, SETTLE, device)
                 samples[name].append(sample(call, counts[name], device))
     return samples
 
