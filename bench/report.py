@@ -79,9 +79,9 @@ def measured_on(data: dict[str, Any], name: str) -> str:
     facts = [part for part in (driver, threads) if part] + facts
     facts += [f"commit {device['commit'] or 'unknown'}", device["date"]]
     copy = data["copy_bytes_per_second"]
-    text = f"""**{device["name"]}** ({", ".join(facts)}). Forward + backward, both KLs: median ms
-        and, in brackets, how many times as fast as plain torch. A copy reaches
-        {figure(copy / 1e9)} GB/s."""
+    text = f"""**{device["name"]}** ({", ".join(facts)}). Forward + backward, both
+        KLs, calls in a row: median ms and, in brackets, how many times as fast as plain torch. A
+        copy reaches {figure(copy / 1e9)} GB/s."""
     if device.get("load", 0) > 0.5 * device.get("cpus", 1):
         text += f" The machine was busy with other work (load {device['load']}): noisy."
     if not data["complete"]:
