@@ -3,9 +3,8 @@
 - ``seconds``: what a training loop waits for. Calls back to back, one wait for the device at the
   end of each sample. All providers take turns, so that a change of clock rate hits all alike.
   Before each sample come SETTLE calls that are not timed, until caches and the heap are the
-  provider's own. A first call after another's takes up to 1.5 times as long, plain torch's too:
-  glibc gives the top of the heap back to the system at whatever free comes last, and the next
-  call faults it in again, whosever it was.
+  provider's own. A first call after another's takes longer, whosever it is: glibc gives the top
+  of the heap back to the system at whatever free comes last, and the next call faults it in.
 - ``device_seconds`` (CUDA): between two events with the L2 cache cold and the host far ahead, so
   that what the host needs for launching does not show.
 - ``graph_seconds`` (CUDA): the same for a replay of the call captured in a CUDA graph.
