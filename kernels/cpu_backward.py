@@ -161,8 +161,8 @@ def backward(
     numbers,  # (lo, hi) of clamp, in the same dtype
     plan,  # int64: what is fixed about the call, see cpu_blocks
     shared,  # float64 zeros: counters (as int64) of all workers
-    mu, logvar, eps, dz, dmu, dlogvar, deps,  # addresses; eps absent: drawn in forward, again here
-    dkl, dkl_of_mean, means, state,  # addresses
+    mu, logvar, eps,  # addresses of tensors; eps absent: drawn in forward, again here
+    dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps,  # addresses, as in ``backward_kernel``
 ):  # fmt: skip
     """The gradients. An address of 0: absent or not wanted."""
     arguments = (

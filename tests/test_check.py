@@ -34,8 +34,8 @@ def break_output(monkeypatch):
         def wrong_plan(*arguments):
             right = plan(*arguments)
 
-            def wrong(*arguments):
-                results = list(right(*arguments))
+            def wrong(*arguments, **into):
+                results = list(right(*arguments, **into))
                 results[index] = results[index] * (1 + 1e-5)
                 return tuple(results)
 

@@ -21,7 +21,7 @@ from ._options import Options, compute_dtype, sizes
 
 #: Of (mu, logvar, eps, generator, seed).
 Run = Callable[..., Forward]
-#: Of (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into).
+#: Of (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *, into).
 RunBackward = Callable[..., Backward]
 
 _MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
@@ -172,7 +172,7 @@ def backward(
             state = mu.new_empty(sizes(mu.shape, options.batch_dims))
     if means is not None:
         means = means.contiguous()
-    return run(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into)
+    return run(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into=into)
 
 
 def _check_dtypes(dtype: torch.dtype, *of_kls: Tensor | None) -> None:

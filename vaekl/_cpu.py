@@ -13,13 +13,12 @@ from torch import Tensor
 from vaekl.kernels import cpu as kernels
 
 from . import _threads
-from ._eager import Backward, Forward
+from ._eager import Forward
 from ._memory import allocator
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
     Arrangement,
-    GradientMemory,
     backward_planner,
     dense,
     forward_planner,
@@ -83,10 +82,10 @@ class Launch:
 
     def __call__(self, *addresses: int) -> None:
         """Run on as many threads as torch would use."""
-        numbers = self.numbers
         threads = torch.get_num_threads() if self.is_shared_out else 1
-        works, shared = np.empty((threads, self.own), numbers.dtype), np.zeros(self.shared)
-        _threads.run(self.kernel, threads, works, numbers, self.plan, shared, *addresses)
+        works = np.empty((threads, self.own), self.numbers.dtype)
+        shared = np.zeros(self.shared)
+        _threads.run(self.kernel, threads, works, self.numbers, self.plan, shared, *addresses)
 
 
 def _numbers(dtype: torch.dtype, options: Options) -> np.ndarray[Any, Any]:
@@ -173,53 +172,19 @@ class ForwardPlan:
 plan_forward = forward_planner(ForwardPlan)
 
 
-class BackwardPlan:
-    """Backward of tensors like these."""
-
-    def __init__(
-        self,
-        arrangement: Arrangement,
-        memory: GradientMemory,
-        mu: Tensor,
-        logvar: Tensor,
-        eps: Tensor | None,
-        dz: Tensor | None,
-        options: Options,
-    ) -> None:
-        self.memory = memory
-        inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
-        dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
-        numbers = _numbers(dtype, options)
-        self.launch = Launch(kernels.backward, arrangement, dtypes, options, numbers)
-
-    def __call__(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        eps: Tensor | None,
-        dz: Tensor | None,
-        dkl: Tensor | None,
-        dkl_of_mean: Tensor | None,
-        state: Tensor | None,
-        means: Tensor | None,
-        into: tuple[Tensor, Tensor] | None,
-    ) -> Backward:
-        """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
-        dmu, dlogvar, deps = self.memory(mu, logvar, eps, into)
-        self.launch(
-            mu.data_ptr(),
-            logvar.data_ptr(),
-            _address(eps),
-            _address(dz),
-            _address(dmu),
-            _address(dlogvar),
-            _address(deps),
-            _address(dkl),
-            _address(dkl_of_mean),
-            _address(means),
-            _address(state),
-        )
-        return dmu, dlogvar, deps
+def _prepare_backward(
+    arrangement: Arrangement,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    options: Options,
+    _: bool,
+) -> Callable[..., None]:
+    inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
+    dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
+    launch = Launch(kernels.backward, arrangement, dtypes, options, _numbers(dtype, options))
+    return lambda *tensors: launch(*map(_address, tensors))
 
 
-plan_backward = backward_planner(BackwardPlan)
+plan_backward = backward_planner(_prepare_backward)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -272,9 +273,7 @@ def plan_backward(
     into: tuple[Tensor, Tensor] | None,
 ) -> Callable[..., Backward]:
     """backward of these options."""
-    return lambda mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into: backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, options, needs, into
-    )
+    return partial(backward, options=options, needs=needs)
 
 
 def _total(terms: list[Tensor]) -> Tensor:

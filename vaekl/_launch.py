@@ -20,13 +20,12 @@ from vaekl.kernels.backward import backward_kernel
 from vaekl.kernels.forward import forward_kernel
 
 from . import _layout
-from ._eager import Backward, Forward
+from ._eager import Forward
 from ._memory import allocator
 from ._noise import draw_key
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype
 from ._plans import (
     Arrangement,
-    GradientMemory,
     backward_planner,
     dense,
     forward_planner,
@@ -179,52 +178,37 @@ class ForwardPlan:
 plan_forward = forward_planner(ForwardPlan)
 
 
-class BackwardPlan:
-    """Backward of tensors like these."""
+def _prepare_backward(
+    arrangement: Arrangement,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    dz: Tensor | None,
+    options: Options,
+    has_into: bool,
+) -> Callable[..., None]:
+    view = arrangement.view
+    grid = _layout.grid(view.batch, view.event, _layout.current_config())
+    fixed = [
+        *_size_args(view, grid, options),
+        arrangement.dkl_row,
+        *chain(*arrangement.strides),
+        options.reduction == "none",
+        options.mean_over or "none",
+        *_flag_args(view, compute_dtype(mu, logvar, eps), options),
+    ]
+    launch = Launch(backward_kernel, grid, fixed)
+    anywhere = 10 if has_into else 4  # halves of a tensor may lie at any address too
 
-    def __init__(
-        self,
-        arrangement: Arrangement,
-        memory: GradientMemory,
-        mu: Tensor,
-        logvar: Tensor,
-        eps: Tensor | None,
-        dz: Tensor | None,
-        options: Options,
-    ) -> None:
-        self.memory = memory
-        view = arrangement.view
-        grid = _layout.grid(view.batch, view.event, _layout.current_config())
-        fixed = [
-            *_size_args(view, grid, options),
-            arrangement.dkl_row,
-            *chain(*arrangement.strides),
-            options.reduction == "none",
-            options.mean_over or "none",
-            *_flag_args(view, compute_dtype(mu, logvar, eps), options),
-        ]
-        self.launch = Launch(backward_kernel, grid, fixed)
-
-    def __call__(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        eps: Tensor | None,
-        dz: Tensor | None,
-        dkl: Tensor | None,
-        dkl_of_mean: Tensor | None,
-        state: Tensor | None,
-        means: Tensor | None,
-        into: tuple[Tensor, Tensor] | None,
-    ) -> Backward:
-        """(dmu, dlogvar, deps), None where not needed; `into`: write the first two there."""
-        if is_elsewhere(mu):
+    def run(*tensors: Tensor | None) -> None:
+        mu = tensors[0]
+        if mu is not None and is_elsewhere(mu):
             with torch.cuda.device(mu.device):
-                return self(mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, into)
-        dmu, dlogvar, deps = self.memory(mu, logvar, eps, into)
-        tensors = (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, dmu, dlogvar, deps)
-        self.launch(tensors, 4 if into is None else 10)  # halves of a tensor may lie anywhere too
-        return dmu, dlogvar, deps
+                launch(tensors, anywhere)
+        else:
+            launch(tensors, anywhere)
+
+    return run
 
 
-plan_backward = backward_planner(BackwardPlan)
+plan_backward = backward_planner(_prepare_backward)

@@ -90,9 +90,10 @@ def arrange_backward(
 
 
 def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
-    """Shape and strides of a contiguous tensor: with both, torch.empty takes a quarter less time.
+    """Shape and strides of a contiguous tensor, for torch.empty_strided.
 
-    (Than with a shape alone; and torch.empty_like of an expanded tensor may keep strides of 0.)
+    It takes less of the host's time than torch.empty; torch.empty_like of an expanded tensor may
+    keep strides of 0.
     """
     return tuple(shape), torch.empty(shape, device="meta").stride()
 
@@ -173,8 +174,8 @@ def forward_planner(plan: Callable[..., Callable[..., Forward]]) -> Callable[...
     return plan_forward
 
 
-def backward_planner(plan: Callable[..., Callable[..., Backward]]) -> Callable[..., Any]:
-    """A backend's plan_backward, likewise; `plan` also gets the memory of the gradients."""
+def backward_planner(prepare: Callable[..., Callable[..., None]]) -> Callable[..., Any]:
+    """A backend's plan_backward, of what gives a launch on all tensors, the gradients last."""
 
     def plan_backward(
         mu: Tensor,
@@ -189,8 +190,21 @@ def backward_planner(plan: Callable[..., Callable[..., Backward]]) -> Callable[.
         arrangement = arrange_backward(mu, logvar, eps, dz, dkl, options, needs, into)
         if arrangement is None:
             return _BackwardOfCopies(plan_backward, options, needs)
-        memory = GradientMemory((mu, logvar, eps), needs, arrangement.like_mu)
-        return plan(arrangement, memory, mu, logvar, eps, dz, options)
+        new_gradients = GradientMemory((mu, logvar, eps), needs, arrangement.like_mu)
+        launch = prepare(arrangement, mu, logvar, eps, dz, options, into is not None)
+
+        def run(
+            mu: Tensor,
+            logvar: Tensor,
+            eps: Tensor | None,
+            *others: Tensor | None,  # dz, dkl, dkl_of_mean, state, means
+            into: tuple[Tensor, Tensor] | None,
+        ) -> Backward:
+            gradients = new_gradients(mu, logvar, eps, into)
+            launch(mu, logvar, eps, *others, *gradients)
+            return gradients
+
+        return run
 
     return plan_backward
 
@@ -239,13 +253,14 @@ class _BackwardOfCopies:
         dkl_of_mean: Tensor | None,
         state: Tensor | None,
         means: Tensor | None,
+        *,
         into: tuple[Tensor, Tensor] | None,
     ) -> Backward:
         model, copies = arranged(mu, (logvar, eps, dz), self.options.batch_dims)
         dkl = None if dkl is None else dkl.contiguous()
         if self.run is None:
             self.run = self.plan(model, *copies, dkl, self.options, self.needs, None)
-        results = self.run(model, *copies, dkl, dkl_of_mean, state, means, None)
+        results = self.run(model, *copies, dkl, dkl_of_mean, state, means, into=None)
         return (
             _restored(results[0], mu, None if into is None else into[0]),
             _restored(results[1], logvar, None if into is None else into[1]),
