@@ -10,11 +10,38 @@ from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
 from vaekl import _calls, _eager, _layout, _noise
-from vaekl.reference import normal, philox4x32, to_numpy
+from vaekl.reference import SEED_OFFSET, normal, philox4x32, to_numpy
 from vaekl.testing import EPS_BUDGET
 
 SEEDS = [0, 1, -1, 2**63 + 5, 0x0123_4567_89AB_CDEF]
 DTYPES = [torch.float32, torch.float64]
+#: eps [2, 3] of seeds: words of Philox4x32-10 at counter (0, 2^29, group, 0), by Box-Muller.
+KNOWN_NOISE = {
+    0: [
+        -0.240986173138,
+        -1.884174041264,
+        -0.650280629120,
+        -0.798279289258,
+        -0.759152991288,
+        0.694296304290,
+    ],
+    -1: [
+        -0.605808956367,
+        -0.510080037256,
+        1.098414233248,
+        0.543021622150,
+        0.699508892333,
+        1.718989571803,
+    ],
+    2**40 + 3: [
+        -0.670934714198,
+        0.839212839470,
+        1.310556209725,
+        1.154435677297,
+        0.208335077763,
+        0.034151762077,
+    ],
+}
 
 
 def drawn(shape, *, backend, dtype=torch.float32, device="cpu", **noise):
@@ -65,7 +92,27 @@ def test_known_answers(counter, key, words):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_seed_gives_the_oracles_noise(seed, dtype, backend, config, device):
     eps = drawn((6, 13), backend=backend, dtype=dtype, device=device, seed=seed)
-    assert np.max(np.abs(to_numpy(eps) - normal(seed, 0, 6, 13))) <= EPS_BUDGET[dtype]
+    assert np.max(np.abs(to_numpy(eps) - normal(seed, SEED_OFFSET, 6, 13))) <= EPS_BUDGET[dtype]
+
+
+def test_known_answers_of_seeds(backend, device):
+    """What seed= means, as numbers: the same on every device and in every release."""
+    for seed, answers in KNOWN_NOISE.items():
+        eps = drawn((2, 3), backend=backend, dtype=torch.float64, device=device, seed=seed)
+        np.testing.assert_allclose(to_numpy(eps).ravel(), answers, rtol=0, atol=2e-12)
+
+
+def test_seeds_share_no_words_with_torchs_generators(backend, device):
+    """torch's CUDA generator counts (offset / 4, thread) from 0 under the key seed, as Philox4x32
+    in curand does: nothing drawn after manual_seed(s) may come back as noise of seed=s."""
+    eps = to_numpy(drawn((64, 64), backend=backend, dtype=torch.float64, device=device, seed=42))
+    for offset in (0, 4, 8, 400):
+        of_torch = normal(42, offset, 64, 64)
+        assert abs(np.corrcoef(eps.ravel(), of_torch.ravel())[0, 1]) < 5 / 64
+        assert abs(np.corrcoef(eps.ravel() ** 2, of_torch.ravel() ** 2)[0, 1]) < 5 / 64
+    cpu = _noise.draw_key(torch.device("cpu"), torch.Generator().manual_seed(42), None)
+    for _, offset, _ in (cpu, _noise.draw_key(torch.device("cuda", 0), None, 42)):
+        assert offset % 2**64 == SEED_OFFSET == 2**63
 
 
 class DeviceGenerator:
@@ -180,7 +227,7 @@ def draws(request):
 
 def test_kernel_equals_oracle_over_a_million_draws(draws):
     rows = 2**20 // draws[0].shape[1]
-    error = np.abs(draws[0][:rows] - normal(21, 0, rows, draws[0].shape[1]))
+    error = np.abs(draws[0][:rows] - normal(21, SEED_OFFSET, rows, draws[0].shape[1]))
     assert np.max(error) <= EPS_BUDGET[torch.float32]
 
 

@@ -16,6 +16,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from vaekl.kernels.coefficients import PHI_F64
 
+from ._noise import SEED_OFFSET
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype, sizes
 
 Forward = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -96,7 +97,7 @@ def draw_noise(
 ) -> Tensor:
     """eps [batch, event] in the compute dtype."""
     if seed is not None:
-        return philox_normal(seed, 0, batch, event, dtype, like.device)
+        return philox_normal(seed, SEED_OFFSET, batch, event, dtype, like.device)
     if generator is None:  # the overload that has one cannot be exported
         return torch.randn(batch, event, dtype=dtype, device=like.device)
     return torch.randn(batch, event, dtype=dtype, device=like.device, generator=generator)

@@ -1,7 +1,8 @@
 """Where the noise key (seed, offset) of a call comes from.
 
-The stream itself is fixed by ``vaekl.kernels.philox``. ``seed=`` is the key (seed, 0); a CUDA
-generator gives its own Philox seed and offset and advances by 4; a CPU generator gives 64 bits.
+The stream itself is fixed by ``vaekl.kernels.philox``. ``seed=`` is the key (seed, SEED_OFFSET); a
+CUDA generator gives its own Philox seed and offset and advances by 4; a CPU generator gives 64 bits
+as a seed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import threading
 
 import torch
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+
+#: 2^63 as an int64. torch's CUDA generator counts from 0 with the same Philox: at offset 0, seed=s
+#: would repeat the words of whatever it draws first after manual_seed(s).
+SEED_OFFSET = -(2**63)
 
 # Between reading an offset and moving on, no other thread may read it.
 _LOCK = threading.Lock()
@@ -41,7 +46,7 @@ def device_key(device: torch.device, generator: torch.Generator | None) -> torch
 def draw_key(device: torch.device, generator: torch.Generator | None, seed: int | None) -> Key:
     """(seed, offset, None), or (0, 0, int64[2] on the device) while a CUDA graph is captured."""
     if seed is not None:
-        return seed, 0, None
+        return seed, SEED_OFFSET, None
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             # Generator state may not be read here; each replay must read a key of its own.
@@ -56,4 +61,4 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
         word = torch.empty((), dtype=torch.int64, device="cpu")  # theirs to see, and to write into
     else:
         word = _word.tensor
-    return int(word.random_(-(2**63), None, generator=generator).item()), 0, None
+    return int(word.random_(-(2**63), None, generator=generator).item()), SEED_OFFSET, None

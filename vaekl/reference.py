@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+#: Of the key (seed, SEED_OFFSET) that ``seed=`` stands for. No generator of torch gets so far, so
+#: that no noise of a seed is among the words that torch draws after ``manual_seed``.
+SEED_OFFSET = 2**63
 
 
 def philox4x32(counter: Array, key: tuple[int, int]) -> Array:
