@@ -8,7 +8,7 @@ s = exp(l / 2), the means m', l' that forward kept, and n = B ("batch") or B D (
     kl_of_mean = sum k(m', l')     d/dm = m' / n        d/dl = (e^l' - 1) / (2 n)
 
     dmu     = dz + g_b m + h m' / n
-    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  0 where clamp cut logvar
+    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  0 at clamp's bounds and beyond
     deps    = dz s
 
 Saved by forward: mu, logvar (and eps if given) by reference, the noise key, the means. Reads mu,
@@ -18,7 +18,7 @@ logvar, dz (and eps); writes what is asked for. A pointer that is None drops its
 import triton
 import triton.language as tl
 
-from .gaussian import clamp, exp_terms, expm1
+from .gaussian import clamp, exp_terms, expm1, is_between
 from .philox import normal_tile
 from .tile import offsets, program
 
@@ -136,9 +136,7 @@ def backward_kernel(
                 b_dlogvar += b_dlogvar_of_mean
             b_dlogvar = 0.5 * b_dlogvar
             if CLAMP:
-                b_lo = tl.full([], lo, DTYPE)
-                b_hi = tl.full([], hi, DTYPE)
-                b_dlogvar = tl.where((b_unclamped >= b_lo) & (b_unclamped <= b_hi), b_dlogvar, 0.0)
+                b_dlogvar = tl.where(is_between(b_unclamped, lo, hi), b_dlogvar, 0.0)
             o_dlogvar = offsets(
                 o_row, o_col, inner, dlogvar_row, dlogvar_outer, dlogvar_inner, SPLIT_EVENT
             )

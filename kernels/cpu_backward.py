@@ -75,10 +75,11 @@ def of_mean_gradients(means, h, plan, col, cols, work, g, of_mu, of_logvar):
 
 @njit(**JIT)
 def zero_outside(logvar, lo, hi, gradient):
-    """The gradient of clamp."""
+    """The gradient of clamp: 0 at its bounds, too; an infinite one is none."""
     zero = gradient.dtype.type(0)
+    open_low, open_high = lo == -np.inf, hi == np.inf
     for i in range(len(logvar)):
-        inside = (logvar[i] >= lo) & (logvar[i] <= hi)
+        inside = ((logvar[i] > lo) | open_low) & ((logvar[i] < hi) | open_high)
         gradient[i] = gradient[i] if inside else zero
 
 

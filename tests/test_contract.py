@@ -1,5 +1,6 @@
 """Bad input gives its documented error before any work; odd input gives what plain torch gives."""
 
+import contextlib
 import math
 import re
 import warnings
@@ -101,14 +102,86 @@ def test_every_function_checks(function):
                 function(GOOD, GOOD, **{option: None})
 
 
-@pytest.mark.parametrize("clamp", [(-30.0, 20.0), (-0.5, 0.7)])
-def test_clamp_lets_the_gradient_pass_at_its_bounds(clamp, backend, device):
-    logvar = torch.tensor([clamp[0], clamp[1], clamp[0] - 1, clamp[1] + 1], device=device)[:, None]
-    mine, theirs = (logvar.clone().requires_grad_() for _ in range(2))
-    mu = torch.zeros_like(logvar)
-    vaekl.kl_loss(mu, mine, clamp=clamp, reduction="sum", backend=backend).backward()
-    torch_reparameterize_kl(mu, theirs, mu, clamp=clamp, reduction="sum")[1].backward()
-    torch.testing.assert_close(mine.grad, theirs.grad)
+def _jvps(loss, v):
+    basis = torch.eye(v.numel()).to(v).reshape(-1, *v.shape)
+    return torch.stack([torch.func.jvp(loss, (v,), (e,))[1] for e in basis])
+
+
+#: How a gradient of logvar may be asked for: (loss of logvar, logvar) -> gradient.
+SLOPES = {
+    "autograd": lambda loss, v: torch.autograd.grad(loss(v), v)[0],
+    "create_graph": lambda loss, v: torch.autograd.grad(loss(v), v, create_graph=True)[0],
+    "torch.func.grad": lambda loss, v: torch.func.grad(loss)(v),
+    "vmap": lambda loss, v: torch.func.vmap(torch.func.grad(loss))(v),
+    "jvp": _jvps,
+}
+
+
+@pytest.mark.parametrize("slope", [*SLOPES, "operator"])
+@pytest.mark.parametrize("clamp", [(-30.0, 20.0), (-0.5, 0.7), (None, 0.7), (-0.5, None)])
+def test_the_gradient_is_0_at_the_bounds_of_clamp(
+    clamp, slope, backend, device, operators, forward_mode
+):
+    """And beyond, on every road and every torch, whose own clamp had 1 at the bounds before 2.14.
+
+    A bound counts in the dtype computed in.
+    """
+    low, high = (0.0 if end is None else end for end in clamp)
+    exact = torch.tensor([low, high, low - 1, high + 1, 0.25 * (low + high)], dtype=torch.float32)
+    inside = torch.tensor([clamp[0] is None, clamp[1] is None] * 2 + [True])
+    slopes = 0.5 * (torch.exp(0.5 * exact) + torch.expm1(exact))
+    logvar = exact.to(device).requires_grad_()
+    for dtype in (torch.float16, torch.float32):
+
+        def loss(v, dtype=dtype):
+            m = torch.zeros_like(v, dtype=dtype)
+            options = {"clamp": clamp, "backend": backend, "batch_dims": v.dim()}
+            z, kl, _ = vaekl.reparameterize_kl(
+                m, v, eps=torch.ones_like(m), reduction="sum", kl_of_mean=False, **options
+            )
+            return z.sum() + kl
+
+        with operators if slope == "operator" else contextlib.nullcontext():
+            found = SLOPES.get(slope, SLOPES["autograd"])(loss, logvar)
+        torch.testing.assert_close(found.cpu(), torch.where(inside, slopes, 0.0))
+    if slope == "operator":
+        assert any("vaekl.reparameterize_kl_backward" in name for name in operators.names)
+
+
+def test_nan_has_no_gradient_where_logvar_is_clamped(backend, device):
+    logvar = torch.tensor([math.nan, 0.5], device=device, requires_grad=True)
+    kl = vaekl.kl_loss(
+        torch.zeros_like(logvar), logvar, batch_dims=1, clamp=(None, 1), backend=backend
+    )
+    kl.backward()
+    assert logvar.grad.tolist() == [0.0, pytest.approx(0.25 * math.expm1(0.5))]
+
+
+def test_the_second_derivative_is_0_at_the_bounds_of_clamp(backend, device):
+    logvar = torch.tensor([[-0.5], [0.7], [0.1]], device=device, requires_grad=True)
+    eps, mu = torch.ones_like(logvar), torch.zeros_like(logvar)
+    z, kl, _ = vaekl.reparameterize_kl(
+        mu, logvar, eps=eps, clamp=(-0.5, 0.7), reduction="sum", backend=backend
+    )
+    slope = torch.autograd.grad(z.sum() + kl, logvar, create_graph=True)[0]
+    curve = torch.autograd.grad(slope.sum(), logvar)[0].flatten()
+    assert curve[:2].tolist() == [0.0, 0.0]
+    expected = 0.25 * math.exp(0.05) + 0.5 * math.exp(0.1)
+    assert curve[2].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_infinite_bound_of_clamp_is_none(backend, device):
+    logvar = torch.tensor([-math.inf, 0.0, 1.0, math.inf], device=device)[:, None]
+    for clamp, expected in (
+        ((None, 0.5), [-0.5, 0.0, 0.0, 0.0]),
+        ((-math.inf, 0.5), [-0.5, 0.0, 0.0, 0.0]),
+        ((-0.5, math.inf), [0.0, 0.0, 0.5 * math.expm1(1.0), math.inf]),
+        ((None, None), [-0.5, 0.0, 0.5 * math.expm1(1.0), math.inf]),
+    ):
+        leaf = logvar.clone().requires_grad_()
+        kl = vaekl.kl_loss(torch.zeros_like(leaf), leaf, clamp=clamp, backend=backend)
+        kl.backward(torch.tensor(4.0, device=device))
+        torch.testing.assert_close(leaf.grad.flatten().cpu(), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

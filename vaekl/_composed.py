@@ -108,5 +108,8 @@ def reparameterize_kl(
     if options.sample and eps is None:
         batch, event = sizes(mu.shape, options.batch_dims)
         noise = _noise(mu, batch, event, dtype, generator, seed, backend)
+    if options.clamp is not None:
+        logvar = _eager.clamped(logvar.to(dtype), options.clamp)
+    options = options._replace(clamp=None)
     z, kl, kl_of_mean, _ = _eager.outputs(mu, logvar, noise, dtype, options, phi)
     return None if z is None else z.to(z_dtype), kl, kl_of_mean

@@ -162,6 +162,21 @@ def outputs(
     return z, kl, kl_of_mean, means
 
 
+def is_between(logvar: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Where clamp has a gradient: between its bounds, of which an infinite one is none."""
+    lo, hi = bounds
+    if lo == -math.inf:
+        return logvar < hi
+    return logvar > lo if hi == math.inf else (logvar > lo) & (logvar < hi)
+
+
+def clamped(logvar: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """torch.clamp, with that gradient: torch's own has one at the bounds before 2.14."""
+    lo, hi, nan = (logvar.new_full((), value) for value in (*bounds, math.nan))
+    outside = torch.where(logvar <= lo, lo, torch.where(logvar >= hi, hi, nan))
+    return torch.where(is_between(logvar, bounds), logvar, outside)
+
+
 def forward(
     mu: Tensor,
     logvar: Tensor,
@@ -204,14 +219,14 @@ def backward(
     batch, event = sizes(mu.shape, batch_dims)
     dtype = compute_dtype(mu, logvar, eps)
     m, v = mu.to(dtype), logvar.to(dtype)
-    clamped = v if clamp is None else v.clamp(*clamp)
+    bounded = v if clamp is None else clamped(v, clamp)
     of_mu: list[Tensor] = []  # terms to add up
     of_logvar: list[Tensor] = []
     d_eps = None
     noise = eps if state is None else state.view(mu.shape)
     if dz is not None and noise is not None:
         dz = dz.to(dtype)
-        d_eps = dz * torch.exp(0.5 * clamped)
+        d_eps = dz * torch.exp(0.5 * bounded)
         of_mu.append(dz)
         of_logvar.append(d_eps * noise)
     if dkl is not None:
@@ -219,10 +234,10 @@ def backward(
         if reduction == "none":
             g = g.reshape(g.shape + (1,) * (mu.dim() - batch_dims))
         of_mu.append(g * m)
-        of_logvar.append(g * torch.expm1(clamped))
+        of_logvar.append(g * torch.expm1(bounded))
     if dkl_of_mean is not None:
         if means is None:
-            means = _means(m.reshape(batch, event), clamped.reshape(batch, event), mean_over)
+            means = _means(m.reshape(batch, event), bounded.reshape(batch, event), mean_over)
         over_batch = mean_over == "batch"
         h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
         mean_m, mean_v = means.reshape(2, *mu.shape[batch_dims:]) if over_batch else means
@@ -230,7 +245,7 @@ def backward(
         of_logvar.append(h * torch.expm1(mean_v))
     if not of_mu:
         return None, None, None
-    inside = None if clamp is None else (v >= clamp[0]) & (v <= clamp[1])
+    inside = None if clamp is None else is_between(v, clamp)
     d_mu: Tensor | None = None
     d_logvar: Tensor | None = None
     if into is not None:

@@ -130,6 +130,8 @@ def clamp_bounds(
 ) -> tuple[float, float] | None:
     """(lo, hi) as floats; infinite where None, or beyond the range of the dtype computed in.
 
+    None where both are: nothing is clamped.
+
     `inputs`: mu, logvar and eps, which say the dtype; float64 without them.
     """
     if clamp is None:
@@ -144,7 +146,8 @@ def clamp_bounds(
     if not lo <= hi:
         raise ValueError(f"clamp needs lo <= hi, got {clamp!r}")
     largest = torch.finfo(torch.float64 if inputs is None else compute_dtype(*inputs)).max
-    return _within(lo, largest), _within(hi, largest)
+    bounds = _within(lo, largest), _within(hi, largest)
+    return None if bounds == (-math.inf, math.inf) else bounds
 
 
 def _within(bound: float, largest: float) -> float:

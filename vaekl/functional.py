@@ -65,8 +65,9 @@ def reparameterize_kl(
         seed: Noise of this seed, a pure function of (seed, b, d); no generator is touched.
             At most one of eps, generator and seed.
         clamp: (lo, hi) bounds on logvar as in torch.clamp, for z and both KLs; the gradient of
-            logvar is 0 outside. None is no bound on that side; one too large for the dtype of the
-            KLs is infinite.
+            logvar is 0 at the bounds and beyond (as torch.clamp's since torch 2.14, which before
+            was 1 at the bounds). None or infinity is no bound on that side; one too large for the
+            dtype of the KLs is infinite.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:

@@ -192,7 +192,9 @@ class Oracle:
                 dmu += upstream * mean_mu
                 dlogvar += upstream * 0.5 * np.expm1(mean_logvar)
             if self.clamp is not None:
-                inside = (self.logvar >= self.clamp[0]) & (self.logvar <= self.clamp[1])
+                lo, hi = self.clamp
+                inside = (self.logvar > lo) | (np.isneginf(lo) & ~np.isnan(self.logvar))
+                inside &= (self.logvar < hi) | np.isposinf(hi)
                 dlogvar = np.where(self._rows(inside), dlogvar, 0.0)
         result["dmu"] = dmu.reshape(self.mu.shape)
         result["dlogvar"] = dlogvar.reshape(self.mu.shape)
