@@ -1,7 +1,7 @@
 """Which of three roads a call takes, and the gradients along the first two.
 
 - Plain tensors and nothing else going on: an autograd.Function, straight to the backend.
-- torch.compile, dispatch modes, fake and meta tensors: the operator, itself differentiable.
+- torch.compile, modes, captures, fake and meta tensors: the operator, itself differentiable.
 - torch.func, forward-mode AD, torch.export, subclasses: composed of plain torch operations.
 """
 
@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import (
-    _are_functorch_transforms_active,
+    DispatchKey,
+    DispatchKeySet,
     _dispatch_keys,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
+    _dispatch_tls_local_include_set,
+    _len_torch_function_stack,
 )
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from . import _calls, _composed, _eager, _ops
 from ._eager import Backward
@@ -28,6 +31,10 @@ from ._noise import signed64
 from ._options import Options, compute_dtype, sizes
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+#: What the dispatcher adds to every tensor's keys on a thread where nothing is going on. Dispatch
+#: modes, transforms, tracers and captures of every kind add a key of their own.
+_ORDINARY = DispatchKeySet(DispatchKey.BackendSelect) | DispatchKeySet(DispatchKey.ADInplaceOrView)
+_MODES = ~_ORDINARY.raw_repr()
 _plain_keys: set[int] = set()
 Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -39,9 +46,8 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     if (
         is_compiling()  # first: Dynamo cannot trace all of what follows
-        or _len_torch_dispatch_stack()
-        or _are_functorch_transforms_active()
-        or _get_tracing_state() is not None
+        or _dispatch_tls_local_include_set().raw_repr() & _MODES
+        or (_len_torch_function_stack() and _has_function_mode())
         or forward_ad._current_level >= 0
     ):
         return False
@@ -54,6 +60,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
         ):
             return False
     return True
+
+
+def _has_function_mode() -> bool:
+    """One that wants to see what is called, not torch.set_default_device's."""
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def _has_plain_keys(tensor: Tensor) -> bool:

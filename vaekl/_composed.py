@@ -40,7 +40,8 @@ def is_needed(*tensors: Tensor | None) -> bool:
 
 def _is_traced() -> bool:
     """Into a program that has to run without vaekl."""
-    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    # The flag: is_exporting() is True in torch.compile before torch 2.12.
+    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None
 
 
 def phi(logvar: Tensor) -> Tensor:
