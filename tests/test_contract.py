@@ -17,12 +17,19 @@ GOOD = torch.zeros(4, 3)
 
 BAD_CALLS = {
     "mu no tensor": (dict(mu=[1.0]), TypeError, "mu must be a torch.Tensor, got list"),
-    "logvar no tensor": (dict(logvar=1.0), TypeError, "logvar must be a torch.Tensor, got float"),
+    "logvar no tensor": (dict(logvar=1j), TypeError, "logvar must be a torch.Tensor, got complex"),
     "integer dtype": (dict(mu=GOOD.long()), TypeError, "mu must have one of the dtypes .*int64"),
     "complex dtype": (dict(logvar=GOOD.cfloat()), TypeError, "logvar must .*complex64"),
     "sparse": (dict(mu=GOOD.to_sparse()), TypeError, "mu must be a dense .*sparse"),
     "shapes differ": (dict(logvar=GOOD[:2]), ValueError, r"logvar .*\(4, 3\); got \(2, 3\)"),
-    "no broadcasting": (dict(logvar=GOOD[:1]), ValueError, r"expand it first"),
+    "mu broadcasts": (dict(mu=GOOD[:1]), ValueError, r"logvar .* \(1, 3\); got \(4, 3\)"),
+    "one axis": (
+        dict(mu=GOOD[0], logvar=GOOD[0]), ValueError,
+        r"batch_dims must be given .* shape \(3,\): batch_dims=0 for one observation of 3",
+    ),
+    "no axes": (
+        dict(mu=GOOD[0, 0], logvar=GOOD[0, 0]), ValueError, r"batch_dims must be given .* \(\)",
+    ),
     "devices differ": (dict(logvar=GOOD.to("meta")), ValueError, "logvar .*device of mu, .*meta"),
     "reduction": (dict(reduction="avg"), ValueError, "reduction must be one of 'none', .*'avg'"),
     "reduction None": (dict(reduction=None), ValueError, "reduction must be one of"),
@@ -38,12 +45,14 @@ BAD_CALLS = {
     "batch_dims high": (dict(batch_dims=3), ValueError, r"batch_dims .* \[0, 2\].*\(4, 3\)"),
     "batch_dims low": (dict(batch_dims=-1), ValueError, "batch_dims must be in"),
     "batch_dims float": (dict(batch_dims=1.0), TypeError, "batch_dims must be an int, got float"),
+    "batch_dims np.bool_": (dict(batch_dims=np.True_), TypeError, "batch_dims .* got bool"),
+    "clamp np.bool_": (dict(clamp=(np.False_, 1)), TypeError, "clamp bounds must be numbers"),
     "batch_dims bool": (dict(batch_dims=True), TypeError, "batch_dims must be an int, got bool"),
     "two noises": (dict(eps=GOOD, seed=1), ValueError, "at most one .* eps and seed"),
     "two sources": (
         dict(generator=torch.Generator(), seed=1), ValueError, "at most one .* generator and seed",
     ),
-    "eps shape": (dict(eps=GOOD[:1]), ValueError, r"eps must have the shape of mu"),
+    "eps shape": (dict(eps=GOOD[:2]), ValueError, r"eps must have the shape of mu"),
     "eps dtype": (dict(eps=GOOD.int()), TypeError, "eps must have one of the dtypes"),
     "seed type": (dict(seed=1.5), TypeError, "seed must be an int, got float"),
     "seed tensor": (dict(seed=torch.tensor(1)), TypeError, "seed must be an int, got Tensor"),
@@ -91,7 +100,7 @@ def test_every_function_checks(function):
     with pytest.raises(TypeError, match=r"mu must be a torch\.Tensor"):
         function(None, GOOD)
     with pytest.raises(ValueError, match=r"logvar must have the shape"):
-        function(GOOD, GOOD[:1])
+        function(GOOD, GOOD[:2])
     with pytest.raises(ValueError, match="backend must be one of"):
         function(GOOD, GOOD, backend="no")
     with pytest.raises(ValueError, match="clamp needs"):

@@ -40,7 +40,7 @@ Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Would the operator do nothing but call its implementation?
+    """Would the operator do nothing but call its implementation? (Of what is no tensor: no.)
 
     Then calling that directly saves most of the host time of a small batch.
     """

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Clamp = tuple[float | None, float | None] | None
+Values = Tensor | float  # as many as mu has, or fewer that broadcast to it
 
 
 class ModuleOptions(TypedDict, total=False):
@@ -13,7 +14,7 @@ class ModuleOptions(TypedDict, total=False):
 
     reduction: str
     mean_over: str
-    batch_dims: int
+    batch_dims: int | None
     clamp: Clamp
     backend: str
 
@@ -21,7 +22,7 @@ class ModuleOptions(TypedDict, total=False):
 class CallOptions(ModuleOptions, total=False):
     """Those of ``reparameterize_kl`` and ``reparameterize_kl_moments``."""
 
-    eps: Tensor | None
+    eps: Values | None
     generator: torch.Generator | None
     seed: int | None
 

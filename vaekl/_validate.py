@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import numbers
+import operator
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +21,11 @@ MEANS_OVER = ("batch", "all")
 BACKENDS = ("auto", "triton", "cpu", "eager")
 
 
-def _tensor(name: str, value: Any) -> None:
+Choice = TypeVar("Choice", bound=str)
+
+
+def tensor(name: str, value: Any) -> None:
+    """A dense tensor of floating point numbers."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
@@ -35,84 +42,141 @@ def _tensor(name: str, value: Any) -> None:
         )
 
 
-def _alike(name: str, value: Tensor, mu: Tensor) -> None:
-    if value.shape != mu.shape:
-        expands = value.dim() == mu.dim() and all(
-            n in (1, m) for n, m in zip(value.shape, mu.shape)
-        )
+def broadcasts(name: str, value: Tensor, mu: Tensor) -> bool:
+    """Has value to be expanded to mu's shape? False if it has it."""
+    shape, rank = value.shape, value.dim()
+    fits = rank <= mu.dim()
+    expands = rank < mu.dim()
+    for n, m in zip(reversed(shape), reversed(mu.shape)):
+        if holds(n == m):
+            continue
+        if holds(n == 1):
+            expands = True
+        elif fails(n == m):
+            fits = False
+    if not fits:
         raise ValueError(
-            f"{name} must have the shape of mu, {tuple(mu.shape)}; got {tuple(value.shape)}"
-            + (" (expand it first: .expand_as(mu) costs no memory)" if expands else "")
+            f"{name} must have the shape of mu, {tuple(mu.shape)}; got {tuple(shape)}, which does "
+            "not broadcast to it"
         )
     if value.device != mu.device:
         raise ValueError(f"{name} must be on the device of mu, {mu.device}; got {value.device}")
+    return expands
 
 
-def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """A string out of a few."""
+def holds(condition: Any) -> bool:
+    """Is it true of sizes? No where a program being captured cannot know: the data decide."""
+    if _is_known(condition):
+        return bool(condition)
+    # Not before it is needed: it imports sympy.
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)
+
+
+def fails(condition: Any) -> bool:
+    """Is it false of sizes? Where a program cannot know, it checks when it runs."""
+    if _is_known(condition):
+        return not condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    if guard_or_true(condition):
+        torch._check(condition)
+        return False
+    return True
+
+
+def _is_known(condition: Any) -> bool:
+    """A bool, or of torch.jit.trace's sizes a tensor."""
+    return not isinstance(condition, torch.SymBool) and not torch.compiler.is_compiling()
+
+
+def choice(name: str, value: Choice, allowed: Sequence[str]) -> str:
+    """A string out of a few; as itself, whatever subclass of str was given."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return allowed[allowed.index(value)]
 
 
-def flag(name: str, value: Any) -> None:
-    """A bool."""
-    if not isinstance(value, bool):
+def flag(name: str, value: Any) -> bool:
+    """A bool, NumPy's too."""
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def parameters(mu: Any, logvar: Any, batch_dims: Any) -> None:
     """mu and logvar fit each other, and batch_dims fits them."""
-    _tensor("mu", mu)
-    _tensor("logvar", logvar)
-    _alike("logvar", logvar, mu)
-    integer("batch_dims", batch_dims, 0, mu.dim(), mu)
+    tensor("mu", mu)
+    tensor("logvar", logvar)
+    _same_shape("logvar", logvar, mu)
+    integer("batch_dims", batch_dims, 0, mu.dim(), ("mu", mu))
 
 
-def moments(value: Any, dim: Any, batch_dims: Any, name: str = "moments") -> int:
-    """It has two halves along dim, and batch_dims fits it; dim counted from the front."""
-    _tensor(name, value)
-    shape, rank = tuple(value.shape), value.dim()
+def _same_shape(name: str, value: Tensor, mu: Tensor) -> None:
+    if broadcasts(name, value, mu):
+        raise ValueError(
+            f"{name} must have the shape of mu, {tuple(mu.shape)}; got {tuple(value.shape)}"
+        )
+
+
+def batch_dims(value: Any, mu: Tensor, name: str = "mu") -> int:
+    """The number of axes that index samples: 1 unless said, where that leaves an event."""
+    if value is None:
+        if mu.dim() > 1:
+            return 1
+        size = "one element" if mu.dim() == 0 else f"{mu.shape[0]} elements"
+        raise ValueError(
+            f"batch_dims must be given where {name} has fewer than two axes, here shape "
+            f"{tuple(mu.shape)}: batch_dims=0 for one observation of {size}"
+            + (", batch_dims=1 for as many samples of one element each" if mu.dim() else "")
+        )
+    return integer("batch_dims", value, 0, mu.dim(), (name, mu))
+
+
+def moments(value: Any, dim: Any, name: str = "moments") -> int:
+    """It has two halves along dim; dim counted from the front."""
+    tensor(name, value)
+    shape, rank = value.shape, value.dim()
     if rank == 0:
         raise ValueError(f"{name} must have an axis that holds mu and logvar; got shape ()")
-    for which, number, low, high in (
-        ("dim", dim, -rank, rank - 1),
-        ("batch_dims", batch_dims, 0, rank),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{which} must be an int, got {type(number).__name__}")
-        if not low <= number <= high:
-            raise ValueError(
-                f"{which} must be in [{low}, {high}] ({name} has shape {shape}); got {number}"
-            )
-    if shape[dim] % 2:
+    dim = integer("dim", dim, -rank, rank - 1, (name, value))
+    if fails(shape[dim] % 2 == 0):
         raise ValueError(
             f"{name} must have an even size along dim={dim}, mu and logvar half each; got "
-            f"{shape[dim]} (shape {shape})"
+            f"{shape[dim]} (shape {tuple(shape)})"
         )
     axis: int = dim % rank
     return axis
 
 
-def integer(name: str, value: Any, low: int, high: int, of: Tensor | None = None) -> None:
-    """An int, no bool, within [low, high]; `of` is the mu whose shape sets the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not low <= value <= high:
-        why = "" if of is None else f" (mu has shape {tuple(of.shape)})"
+def integer(
+    name: str, value: Any, low: int, high: int, of: tuple[str, Tensor] | None = None
+) -> int:
+    """An int, NumPy's too, no bool, within [low, high]; `of`: whose shape sets the bounds."""
+    number = value
+    if not isinstance(value, int) or isinstance(value, bool):
+        if isinstance(value, bool | np.bool_ | Tensor) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        number = operator.index(value)
+    if not low <= number <= high:
+        why = "" if of is None else f" ({of[0]} has shape {tuple(of[1].shape)})"
         raise ValueError(f"{name} must be in [{low}, {high}]{why}; got {value}")
+    checked: int = number
+    return checked
 
 
-def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> None:
-    """At most one source of noise, and one that fits mu."""
+def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> int | None:
+    """At most one source of noise, and one that fits mu; the seed as an int."""
     if (eps is not None) + (generator is not None) + (seed is not None) > 1:
         given = {"eps": eps, "generator": generator, "seed": seed}
         names = [name for name, value in given.items() if value is not None]
         raise ValueError(f"give at most one of eps, generator and seed; got {' and '.join(names)}")
     if eps is not None:
-        _tensor("eps", eps)
-        _alike("eps", eps, mu)
+        tensor("eps", eps)
+        _same_shape("eps", eps, mu)
     if seed is not None:
-        integer("seed", seed, -(2**63), 2**64 - 1)
+        seed = integer("seed", seed, -(2**63), 2**64 - 1)
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
@@ -123,6 +187,8 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> None:
             raise ValueError(
                 f"generator must be on the device of mu, {mu.device}; got {generator.device}"
             )
+    number: int | None = seed
+    return number
 
 
 def clamp_bounds(
@@ -136,13 +202,15 @@ def clamp_bounds(
     """
     if clamp is None:
         return None
-    if not isinstance(clamp, Sequence) or isinstance(clamp, str) or len(clamp) != 2:
+    if not isinstance(clamp, Sequence | np.ndarray) or isinstance(clamp, str) or len(clamp) != 2:
         raise TypeError(f"clamp must be a pair (lo, hi) or None, got {clamp!r}")
     for value in clamp:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
             raise TypeError(f"clamp bounds must be numbers or None, got {clamp!r}")
-    lo = -math.inf if clamp[0] is None else clamp[0]
-    hi = math.inf if clamp[1] is None else clamp[1]
+    lo, hi = (
+        end if value is None else value if isinstance(value, int) else float(value)
+        for value, end in zip(clamp, (-math.inf, math.inf))
+    )
     if not lo <= hi:
         raise ValueError(f"clamp needs lo <= hi, got {clamp!r}")
     largest = torch.finfo(torch.float64 if inputs is None else compute_dtype(*inputs)).max

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from . import _autograd, _validate
+from . import _autograd, _broadcast, _validate
 from ._report import DiagnosticsReport, evaluate
+from ._results import Values
 from ._statistics import Statistics, collect, merged
 
 __all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
@@ -29,17 +30,18 @@ class DiagnosticsAccumulator:
     float64 by the update of Chan, Golub & LeVeque (1979).
 
     Args:
-        batch_dims: Number of leading axes that index samples.
+        batch_dims: As in :func:`diagnose`.
         backend: As in :func:`vaekl.reparameterize_kl`.
     """
 
-    def __init__(self, *, batch_dims: int = 1, backend: str = "auto") -> None:
-        _validate.choice("backend", backend, _validate.BACKENDS)
-        _validate.integer("batch_dims", batch_dims, 0, 64)
+    def __init__(self, *, batch_dims: int | None = None, backend: str = "auto") -> None:
+        backend = _validate.choice("backend", backend, _validate.BACKENDS)
+        if batch_dims is not None:
+            batch_dims = _validate.integer("batch_dims", batch_dims, 0, 64)
         self._options: dict[str, Any] = {"batch_dims": batch_dims, "backend": backend}
         self._statistics: Statistics | None = None
 
-    def update(self, mu: Tensor, logvar: Tensor) -> DiagnosticsAccumulator:
+    def update(self, mu: Tensor, logvar: Values) -> DiagnosticsAccumulator:
         """Add a batch, of any number of samples; arguments and errors as in :func:`diagnose`.
 
         Returns:
@@ -48,8 +50,8 @@ class DiagnosticsAccumulator:
         Raises:
             ValueError: The batch's events have another shape than those before.
         """
-        batch_dims = self._options["batch_dims"]
-        _validate.parameters(mu, logvar, batch_dims)
+        _validate.tensor("mu", mu)
+        batch_dims = _validate.batch_dims(self._options["batch_dims"], mu)
         if self._statistics is not None and mu.shape[batch_dims:] != self._statistics.event:
             raise ValueError(
                 f"mu must have events of shape {tuple(self._statistics.event)}, as the batches "
@@ -57,6 +59,8 @@ class DiagnosticsAccumulator:
             )
         if 0 not in mu.shape[:batch_dims]:
             self._add(_statistics(mu, logvar, **self._options))
+        else:
+            _broadcast.to_mu(mu, logvar, None)
         return self
 
     def merge(self, other: DiagnosticsAccumulator) -> DiagnosticsAccumulator:
@@ -103,7 +107,7 @@ class DiagnosticsAccumulator:
 
 
 def diagnose(
-    mu: Tensor, logvar: Tensor, *, batch_dims: int = 1, backend: str = "auto"
+    mu: Tensor, logvar: Values, *, batch_dims: int | None = None, backend: str = "auto"
 ) -> DiagnosticsReport:
     """What a batch's posteriors N(mu, exp(logvar)) say: both KLs, information, collapse.
 
@@ -111,8 +115,9 @@ def diagnose(
 
     Args:
         mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
-        logvar: Log variances, the shape and device of mu.
+        logvar: Log variances, of a shape that broadcasts to mu's; a number for all.
         batch_dims: Number of leading axes that index samples; all of them together are the batch.
+            None: 1, where mu has two axes or more.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -126,8 +131,9 @@ def diagnose(
     return evaluate(_statistics(mu, logvar, batch_dims, backend))
 
 
-def _statistics(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statistics:
-    _validate.parameters(mu, logvar, batch_dims)
+def _statistics(mu: Tensor, logvar: Values, batch_dims: int | None, backend: str) -> Statistics:
+    logvar = _broadcast.to_mu(mu, logvar, None)[0]
+    batch_dims = _validate.batch_dims(batch_dims, mu)
     if mu.numel() == 0:
         raise ValueError(f"mu must have at least one element, got shape {tuple(mu.shape)}")
     for name, tensor in (("mu", mu), ("logvar", logvar)):

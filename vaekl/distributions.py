@@ -55,7 +55,7 @@ class DiagonalGaussianDistribution:
                 "parameters must have an axis 1, which holds mean and logvar; got shape "
                 f"{tuple(parameters.shape)}"
             )
-        _validate.moments(parameters, 1, 1, name="parameters")
+        _validate.moments(parameters, 1, name="parameters")
         self.parameters = parameters
         self.deterministic = deterministic
 

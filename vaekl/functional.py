@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from . import _autograd, _calls, _packed, _validate
+from . import _autograd, _broadcast, _calls, _packed, _validate
 from ._options import Options
-from ._results import CallOptions, Clamp, ReparamKL
+from ._results import CallOptions, Clamp, ReparamKL, Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -17,25 +17,33 @@ if TYPE_CHECKING:
 
 @overload
 def reparameterize_kl(
-    mu: Tensor, logvar: Tensor, *, kl_of_mean: Literal[True] = ..., **options: Unpack[CallOptions]
+    mu: Tensor,
+    logvar: Values,
+    *,
+    kl_of_mean: Literal[True] = ...,
+    **options: Unpack[CallOptions],
 ) -> ReparamKL[Tensor]: ...
 @overload
 def reparameterize_kl(
-    mu: Tensor, logvar: Tensor, *, kl_of_mean: Literal[False], **options: Unpack[CallOptions]
+    mu: Tensor,
+    logvar: Values,
+    *,
+    kl_of_mean: Literal[False],
+    **options: Unpack[CallOptions],
 ) -> ReparamKL[None]: ...
 @overload
 def reparameterize_kl(
-    mu: Tensor, logvar: Tensor, *, kl_of_mean: bool, **options: Unpack[CallOptions]
+    mu: Tensor, logvar: Values, *, kl_of_mean: bool, **options: Unpack[CallOptions]
 ) -> ReparamKL: ...
 def reparameterize_kl(
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Values,
     *,
     reduction: str = "batchmean",
     kl_of_mean: bool = True,
     mean_over: str = "batch",
-    batch_dims: int = 1,
-    eps: Tensor | None = None,
+    batch_dims: int | None = None,
+    eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     clamp: Clamp = None,
@@ -53,14 +61,16 @@ def reparameterize_kl(
     Args:
         mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
             Strided, expanded and channels-last tensors are read in place.
-        logvar: Log variances, the shape and device of mu.
+        logvar: Log variances, of a shape that broadcasts to mu's (one per dimension, [D], or per
+            sample, [B, 1], or a number for all), on its device. A tensor's gradient has its shape.
         reduction: Of kl. ``"none"``: one per sample, of shape ``mu.shape[:batch_dims]``;
             ``"sum"``; ``"batchmean"``: sum / B; ``"mean"``: sum / (B D).
         kl_of_mean: Whether to compute kl_of_mean; None is returned for it otherwise.
         mean_over: ``"batch"``: parameters are averaged over samples, one mean per event element;
             ``"all"``: over every element, one pair.
-        batch_dims: Number of leading axes that index samples.
-        eps: Noise to use, the shape and device of mu. Gets a gradient if it requires one.
+        batch_dims: Number of leading axes that index samples. None: 1, where mu has two axes or
+            more; for one axis say whether it is one observation (0) or samples of one element (1).
+        eps: Noise to use, of a shape that broadcasts to mu's. Gets a gradient if it requires one.
         generator: Source of the noise, on mu's device. Default: torch's own.
         seed: Noise of this seed, a pure function of (seed, b, d); no generator is touched.
             At most one of eps, generator and seed.
@@ -79,9 +89,9 @@ def reparameterize_kl(
         ValueError: A shape, device, option or combination that does not fit.
         ModuleNotFoundError: A backend asked for by name is not installed.
     """
-    _validate.choice("reduction", reduction, _validate.REDUCTIONS)
-    _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
-    _validate.flag("kl_of_mean", kl_of_mean)
+    reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+    mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
     results: Any = compute(
         mu,
         logvar,
@@ -119,8 +129,8 @@ def reparameterize_kl_moments(
     reduction: str = "batchmean",
     kl_of_mean: bool = True,
     mean_over: str = "batch",
-    batch_dims: int = 1,
-    eps: Tensor | None = None,
+    batch_dims: int | None = None,
+    eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     clamp: Clamp = None,
@@ -150,9 +160,9 @@ def reparameterize_kl_moments(
         ValueError: An odd size along dim; a shape, device, option or combination that does not fit.
         ModuleNotFoundError: A backend asked for by name is not installed.
     """
-    _validate.choice("reduction", reduction, _validate.REDUCTIONS)
-    _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
-    _validate.flag("kl_of_mean", kl_of_mean)
+    reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+    mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
     results: Any = compute_moments(
         moments,
         dim=dim,
@@ -168,9 +178,9 @@ def reparameterize_kl_moments(
 
 def reparameterize(
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Values,
     *,
-    eps: Tensor | None = None,
+    eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     clamp: Clamp = None,
@@ -184,7 +194,7 @@ def reparameterize(
     z = compute(
         mu,
         logvar,
-        batch_dims=min(1, mu.dim()) if isinstance(mu, Tensor) else 1,
+        batch_dims=min(1, mu.dim()) if isinstance(mu, Tensor) else None,
         sample=True,
         noise=(eps, generator, seed),
         clamp=clamp,
@@ -195,10 +205,10 @@ def reparameterize(
 
 def kl_loss(
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Values,
     *,
     reduction: str = "batchmean",
-    batch_dims: int = 1,
+    batch_dims: int | None = None,
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -207,7 +217,7 @@ def kl_loss(
     Arguments, formula and errors as in :func:`reparameterize_kl`; shape ``mu.shape[:batch_dims]``
     for ``reduction="none"``, else a scalar.
     """
-    _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+    reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     kl = compute(
         mu, logvar, reduction=reduction, batch_dims=batch_dims, clamp=clamp, backend=backend
     )[1]
@@ -216,10 +226,10 @@ def kl_loss(
 
 def kl_of_mean(
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Values,
     *,
     mean_over: str = "batch",
-    batch_dims: int = 1,
+    batch_dims: int | None = None,
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -228,7 +238,7 @@ def kl_of_mean(
     Arguments, formula and errors as in :func:`reparameterize_kl`. A diagnostic of how alike the
     codes of a batch are, not the ELBO's term.
     """
-    _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
+    mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     of_mean = compute(
         mu, logvar, mean_over=mean_over, batch_dims=batch_dims, clamp=clamp, backend=backend
     )[2]
@@ -237,13 +247,13 @@ def kl_of_mean(
 
 def compute(
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Any,
     *,
     reduction: str | None = None,
     mean_over: str | None = None,
-    batch_dims: int,
+    batch_dims: int | None,
     sample: bool = False,
-    noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
+    noise: tuple[Any, torch.Generator | None, int | None] = (None, None, None),
     clamp: Clamp,
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -252,19 +262,28 @@ def compute(
     Each only if asked for: kl by reduction, kl_of_mean by mean_over, z by sample.
     """
     eps, generator, seed = noise
+    z_dtype = None
     is_plain = mu is not None and logvar is not None and _autograd.is_plain(mu, logvar, eps)
-    if not is_plain or type(batch_dims) is not int:  # True would be found for 1
-        _validate.parameters(mu, logvar, batch_dims)  # else only for a kind of calls that is new
+    if not (is_plain and _broadcast.is_like(mu, logvar, eps)):
+        logvar, eps, z_dtype = _broadcast.to_mu(mu, logvar, eps)
+        is_plain = _autograd.is_plain(mu, logvar, eps)
+    if type(batch_dims) is not int:  # else checked for a kind of calls that is new
+        batch_dims = _validate.batch_dims(batch_dims, mu)
     if eps is not None or generator is not None or seed is not None:
-        _validate.noise(mu, eps, generator, seed)
+        seed = _validate.noise(mu, eps, generator, seed)
     if clamp is not None:
         clamp = _validate.clamp_bounds(clamp, (mu, logvar, eps))
     options = Options(reduction, mean_over, sample, batch_dims, clamp)
     backend = _validate.resolve_backend(backend, mu.device)
     if is_plain:
         call = _calls.find(mu, logvar, eps, options, backend)
-        return _autograd.direct(call, mu, logvar, *noise)
-    return _autograd.indirect(mu, logvar, *noise, options, backend)
+        results = _autograd.direct(call, mu, logvar, eps, generator, seed)
+    else:
+        _validate.parameters(mu, logvar, batch_dims)
+        results = _autograd.indirect(mu, logvar, eps, generator, seed, options, backend)
+    if z_dtype is not None and results[0] is not None:
+        results = results[0].to(z_dtype), results[1], results[2]
+    return results
 
 
 def compute_moments(
@@ -273,16 +292,25 @@ def compute_moments(
     dim: int,
     reduction: str | None = None,
     mean_over: str | None = None,
-    batch_dims: int = 1,
-    noise: tuple[Tensor | None, torch.Generator | None, int | None] = (None, None, None),
+    batch_dims: int | None = None,
+    noise: tuple[Values | None, torch.Generator | None, int | None] = (None, None, None),
     clamp: Clamp,
     backend: str,
     sample: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """:func:`compute` of the halves of moments along dim."""
-    dim = _validate.moments(moments, dim, batch_dims)
-    _validate.noise(moments if noise[0] is None else _packed.halves(moments, dim)[0], *noise)
-    bounds = _validate.clamp_bounds(clamp, (moments, moments, noise[0]))
+    dim = _validate.moments(moments, dim)
+    batch_dims = _validate.batch_dims(batch_dims, moments, "moments")
+    given, generator, seed = noise
+    half, eps, z_dtype = moments, None, None
+    if given is not None:
+        half, other = _packed.halves(moments, dim)
+        _, eps, z_dtype = _broadcast.to_mu(half, other, given)
+    seed = _validate.noise(half, eps, generator, seed)
+    bounds = _validate.clamp_bounds(clamp, (moments, moments, eps))
     options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, moments.device)
-    return _packed.reparameterize_kl_moments(moments, *noise, dim, options, backend)
+    z, kl, kl_of_mean = _packed.reparameterize_kl_moments(
+        moments, eps, generator, seed, dim, options, backend
+    )
+    return z if z is None or z_dtype is None else z.to(z_dtype), kl, kl_of_mean

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
 import torch
 from torch import Tensor
 
-from . import _validate, functional
-from ._options import sample_dtype
-from ._results import Clamp, ModuleOptions, ReparamKL
+from . import _broadcast, _validate, functional
+from ._results import Clamp, ModuleOptions, ReparamKL, Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,33 +57,29 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         reduction: str = "batchmean",
         kl_of_mean: bool = True,
         mean_over: str = "batch",
-        batch_dims: int = 1,
+        batch_dims: int | None = None,
         clamp: Clamp = None,
         backend: str = "auto",
         sample_in_eval: bool = False,
     ) -> None:
         super().__init__()
-        _validate.choice("reduction", reduction, _validate.REDUCTIONS)
-        _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
-        _validate.choice("backend", backend, _validate.BACKENDS)
-        _validate.flag("kl_of_mean", kl_of_mean)
-        _validate.flag("sample_in_eval", sample_in_eval)
-        _validate.integer("batch_dims", batch_dims, 0, 64)
+        if batch_dims is not None:
+            batch_dims = _validate.integer("batch_dims", batch_dims, 0, 64)
         _validate.clamp_bounds(clamp)
-        self.reduction = reduction
-        self.kl_of_mean = kl_of_mean
-        self.mean_over = mean_over
+        self.reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
+        self.kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
+        self.mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
         self.batch_dims = batch_dims
         self.clamp = clamp
-        self.backend = backend
-        self.sample_in_eval = sample_in_eval
+        self.backend = _validate.choice("backend", backend, _validate.BACKENDS)
+        self.sample_in_eval = _validate.flag("sample_in_eval", sample_in_eval)
 
     def forward(
         self,
         mu: Tensor,
-        logvar: Tensor,
+        logvar: Values,
         *,
-        eps: Tensor | None = None,
+        eps: Values | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> ReparamKL[OfMean]:
@@ -102,7 +97,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
             backend=self.backend,
         )
         if z is None:
-            z = mu.to(sample_dtype(mu, logvar, None))
+            z = mu.to(_broadcast.sample_dtype(mu, logvar))
         return ReparamKL(z, cast(Tensor, kl), cast("OfMean", of_mean))
 
     if TYPE_CHECKING:  # torch.nn.Module's gives Any
@@ -110,9 +105,9 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         def __call__(
             self,
             mu: Tensor,
-            logvar: Tensor,
+            logvar: Values,
             *,
-            eps: Tensor | None = ...,
+            eps: Values | None = ...,
             generator: torch.Generator | None = ...,
             seed: int | None = ...,
         ) -> ReparamKL[OfMean]: ...
