@@ -1,5 +1,6 @@
 """What a loss passes through unnoticed: copies, devices, fakes, subclasses, hooks, anomaly mode."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -262,10 +263,61 @@ def test_no_grad_and_inference_mode(backend, device):
     assert all(o.is_inference() for o in inferred)
     for other in (out, inferred):
         assert all(torch.equal(a, b) for a, b in zip(expected, other))
+
+
+#: Which of mu, logvar, eps are made in inference mode; the others train.
+FROZEN = [(0,), (1,), (2,), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("road", ["direct", "operator", "create_graph"])
+@pytest.mark.parametrize("frozen", FROZEN, ids=str)
+def test_tensors_of_inference_mode_beside_one_that_trains(frozen, road, backend, operators, device):
+    """A frozen encoder: what no gradient reads is not saved, and what one reads is copied."""
+    values = [*make_inputs((5, 6), device=device), make_inputs((5, 6), device=device, seed=4)[0]]
     with torch.inference_mode():
-        inner = mu * 1
-    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
-        vaekl.kl_loss(inner, logvar, backend=backend)
+        made = [t * 1 for t in values]
+    found = []
+    for source in (made, values):
+        tensors = [
+            source[i] if i in frozen else values[i].clone().requires_grad_() for i in range(3)
+        ]
+        with operators if road == "operator" else contextlib.nullcontext():
+            out = vaekl.reparameterize_kl(*tensors[:2], eps=tensors[2], backend=backend)
+            leaves = [t for t in tensors if t.requires_grad]
+            upstream = [torch.full_like(o, 0.5) for o in out]
+            grads = torch.autograd.grad(
+                [o for o in out if o.requires_grad], leaves,
+                [g for g, o in zip(upstream, out) if o.requires_grad],
+                create_graph=road == "create_graph",
+            )  # fmt: skip
+        found.append([*out, *grads])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_packed_moments_of_inference_mode_beside_noise_that_trains(backend, device):
+    values = make_inputs((5, 6), device=device)[0]
+    eps = torch.ones(5, 3, device=device, requires_grad=True)
+    with torch.inference_mode():
+        moments = values * 1
+    z = vaekl.reparameterize_kl_moments(moments, eps=eps, backend=backend).z
+    torch.testing.assert_close(torch.autograd.grad(z.sum(), eps)[0], (0.5 * values[:, 3:]).exp())
+
+
+def test_what_no_gradient_reads_is_not_kept(backend, device):
+    """Nor is it missed when it is changed before backward."""
+    mu, logvar = make_inputs((64, 8), device=device)
+    for trains in (mu.clone(), logvar.clone()):
+        trains.requires_grad_()
+        other = torch.zeros_like(mu)
+        pair = (trains, other) if torch.equal(trains, mu) else (other, trains)
+        kl = vaekl.kl_loss(*pair, backend=backend)
+        assert other.data_ptr() not in {
+            t.data_ptr() for t in kl.grad_fn.saved_tensors if t is not None
+        }
+        other += 1
+        kl.backward()
+        assert trains.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("which", [0, 1])

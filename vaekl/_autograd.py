@@ -84,6 +84,21 @@ def _has_plain_keys(tensor: Tensor) -> bool:
     return is_plain
 
 
+def kept(tensor: Tensor | None, is_read: bool) -> Tensor | None:
+    """What to save of an input: of one that no needed gradient reads, all but its values."""
+    if tensor is None or (is_read and not tensor.is_inference()):
+        return tensor
+    # Autograd keeps no tensor that was made in inference mode; plain code keeps results of it.
+    return tensor.clone() if is_read else tensor.new_empty(()).expand(tensor.shape)
+
+
+def _kept(ctx: Any, mu: Tensor, logvar: Tensor, eps: Tensor | None) -> list[Tensor | None]:
+    of_mu, of_logvar, of_eps = ctx.needs_input_grad[:3]
+    if of_mu and of_logvar and eps is None:
+        return [mu, logvar, None]
+    return [kept(mu, of_mu), kept(logvar, of_logvar or of_eps), kept(eps, of_logvar or of_eps)]
+
+
 def save(
     ctx: Any,
     inputs: Sequence[Tensor | None],
@@ -167,7 +182,8 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         call, generator, seed = rest
         results = call.run(mu, logvar, eps, generator, seed)
         has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        save(ctx, (mu, logvar, eps), results, (call.options, call.backend), has_gradient)
+        inputs = _kept(ctx, mu, logvar, eps)
+        save(ctx, inputs, results, (call.options, call.backend), has_gradient)
         return results[:3]
 
     @staticmethod
@@ -191,7 +207,7 @@ def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     results = _ops.wanted(output, asked, eps)
     has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
     unused = internal(output, results)
-    save(ctx, (mu, logvar, eps), results, (asked, backend), has_gradient, unused)
+    save(ctx, _kept(ctx, mu, logvar, eps), results, (asked, backend), has_gradient, unused)
 
 
 def internal(output: Sequence[Tensor], results: Sequence[Tensor | None]) -> list[Tensor]:

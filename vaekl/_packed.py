@@ -142,9 +142,8 @@ class ReparameterizeKLMomentsFunction(torch.autograd.Function):
         """One forward launch. `rest` as in ReparameterizeKLFunction, with dim."""
         generator, seed, dim, options, backend = rest
         results = _calls.forward(*halves(moments, dim), eps, generator, seed, options, backend)
-        _autograd.save(
-            ctx, (moments, eps), results, (dim, options, backend), ctx.needs_input_grad[0]
-        )
+        inputs = _autograd.kept(moments, True), eps
+        _autograd.save(ctx, inputs, results, (dim, options, backend), ctx.needs_input_grad[0])
         return results[:3]
 
     @staticmethod
@@ -162,7 +161,8 @@ def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     results = _ops.wanted(output, options, eps)
     unused = _autograd.internal(output, results)
     call = (dim, options, backend)
-    _autograd.save(ctx, (moments, eps), results, call, ctx.needs_input_grad[0], unused)
+    inputs = _autograd.kept(moments, True), eps
+    _autograd.save(ctx, inputs, results, call, ctx.needs_input_grad[0], unused)
 
 
 def _operator_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
