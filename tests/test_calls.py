@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _autograd, _calls
+from vaekl import _autograd, _calls, _layout
 from vaekl.testing import make_inputs
 
 
@@ -204,3 +204,23 @@ def test_hooks_that_give_back_other_tensors(change, backend, device):
     if len(found) == 2:
         tolerance = 1e-5 if change == "dtype" else 1e-12
         torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
+
+
+def test_shapes_that_keep_changing_take_no_more_memory(device):
+    """A few hundred kinds are kept, the newest: some MiB at most, for all the shapes there are."""
+
+    def step(n):
+        mu = torch.zeros(2, n, device=device, requires_grad=True)
+        out = vaekl.reparameterize_kl(mu, torch.zeros_like(mu))
+        (out.z.sum() + out.kl).backward()
+
+    for n in range(1, 400):
+        step(n)
+    for kinds in (_calls._forward, _calls._backward):
+        assert len(kinds) <= 256
+    newest = list(_calls._forward.values())[-100:]
+    for n in range(300, 400):
+        step(n)
+    assert list(_calls._forward.values())[-100:] == newest
+    for cached in (_layout.view, _layout.grid):
+        assert cached.cache_info().maxsize <= 256

@@ -26,8 +26,8 @@ RunBackward = Callable[..., Backward]
 
 _MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
 _loaded: dict[str, ModuleType] = {}
-#: More kinds than this are shapes that keep changing, of which most do not come again.
-_MOST = 4096
+#: Where shapes keep changing most do not come again, and a kind takes some 10 KB.
+_MOST = 256
 
 
 class Call(NamedTuple):
@@ -78,8 +78,8 @@ def _signature(tensor: Tensor | None) -> Any:
 
 
 def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(known) >= _MOST:
-        known.clear()
+    for oldest in list(known)[: max(len(known) + 1 - _MOST, 0)]:
+        known.pop(oldest, None)  # another thread may have been faster
     known[key] = value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -74,7 +75,7 @@ class Launch:
         tensors = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
         flat = (*shape, *flags, denominator, arrangement.dkl_row, *chain.from_iterable(tensors))
         self.kernel, self.numbers = kernel, numbers
-        self.plan = np.array(flat, np.int64)
+        self.plan = np.frombuffer(array("q", flat), np.int64)  # half the time of np.array
         self.own = buffers * block
         self.tiles, self.ranges = tiles, ranges
         self.is_shared_out = tiles * ranges > chunk

@@ -80,7 +80,7 @@ def _merge(shape: tuple[int, ...], strides: tuple[Strides, ...], axes: range) ->
     return merged
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def view(shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...]) -> View | None:
     """The common View of tensors with these strides, or None where three strides are too few."""
     count = len(strides)
@@ -106,11 +106,17 @@ def view(shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...]) 
     )
 
 
+def rows(batch: int, event: int, count: int) -> View:
+    """The View of so many contiguous tensors [batch, event], without looking at their strides."""
+    wide = batch * event >= NARROW_OFFSETS
+    return View(batch, event, event, ((event, 0, 1),) * count, wide)
+
+
 def _power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def grid(batch: int, event: int, config: Config) -> Grid:
     """Blocks as wide as the event up to a limit, wider where the batch is short."""
     block_cols = min(max(_power_of_2(event), 4), config.max_cols)

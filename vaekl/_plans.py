@@ -50,8 +50,31 @@ def arrange_forward(
     mu: Tensor, logvar: Tensor, eps: Tensor | None, options: Options
 ) -> Arrangement | None:
     """Of mu, logvar, eps, z; None where a tensor has to be copied first."""
+    if _are_rows(mu, logvar, eps, None, options.batch_dims):
+        return _rows(mu, (True, True, eps is not None, options.sample))
     z = torch.empty_like(mu) if options.sample else None
     return _arrange([mu, logvar, eps], [z], mu, options.batch_dims)
+
+
+def _are_rows(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, dz: Tensor | None, batch_dims: int
+) -> bool:
+    """Contiguous [B, D], as most are? So is then what is allocated like them."""
+    return (
+        batch_dims == 1
+        and mu.dim() == 2
+        and mu.is_contiguous()
+        and logvar.is_contiguous()
+        and (eps is None or eps.is_contiguous())
+        and (dz is None or dz.is_contiguous())
+    )
+
+
+def _rows(mu: Tensor, present: tuple[bool, ...]) -> Arrangement:
+    batch, event = mu.shape
+    strides = (event, 0, 1)
+    view = _layout.rows(batch, event, sum(present))
+    return Arrangement(view, [strides if is_there else _NO_STRIDES for is_there in present])
 
 
 def arrange_backward(
@@ -75,6 +98,10 @@ def arrange_backward(
         if rows is None:
             return None
         dkl_row, wide = rows.strides[0][0], rows.wide
+    if into is None and not wide and _are_rows(mu, logvar, eps, dz, batch_dims):
+        inputs_there = (True, True, eps is not None, dz is not None)
+        rows_of = _rows(mu, (*inputs_there, needs[0], needs[1], needs[2] and eps is not None))
+        return rows_of._replace(dkl_row=dkl_row)
     inputs = [mu, logvar, eps]
     # Each gradient has the layout of its input, or else that of mu.
     for like_mu in (False, True):
@@ -95,6 +122,8 @@ def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
     It takes less of the host's time than torch.empty; torch.empty_like of an expanded tensor may
     keep strides of 0.
     """
+    if len(shape) < 2:
+        return tuple(shape), (1,) * len(shape)
     return tuple(shape), torch.empty(shape, device="meta").stride()
 
 
