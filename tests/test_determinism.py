@@ -69,6 +69,24 @@ def test_workspaces_grow():
     assert fresh.get(cpu, torch.float64, 5, 5)[0].dtype == torch.float64
 
 
+def test_workspaces_come_from_a_thread_without_the_callers_modes(operators):
+    """A memory pool, like a mode, is a thread's own; what is kept must not be of the caller's."""
+    cpu, fresh = torch.device("cpu"), Workspaces()
+    with torch.inference_mode(), operators:
+        kept = fresh.get(cpu, torch.float32, 10, 3)
+        torch.zeros(2)
+    assert operators.names == ["aten.zeros.default"]  # the mode sees, and saw nothing of it
+    assert not any(buffer.is_inference() for buffer in kept)
+
+
+def test_an_allocation_that_fails_is_the_callers_error():
+    """And the next call begins anew."""
+    cpu, fresh = torch.device("cpu"), Workspaces()
+    with pytest.raises(RuntimeError, match="allocate"):
+        fresh.get(cpu, torch.float32, 2**60, 3)
+    assert fresh.get(cpu, torch.float32, 10, 3)[0].numel() >= 10
+
+
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
 def test_all_partial_sums_are_added(count, device):
     """More programs than fit one block of the last program."""

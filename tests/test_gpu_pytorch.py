@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import vaekl
+from vaekl._workspace import workspaces
 from vaekl.testing import make_inputs
 
 pytestmark = [
@@ -42,10 +43,14 @@ def steps(function, count, device):
     return mu.detach(), logvar.detach(), kept
 
 
-def test_reduce_overhead_draws_anew_at_each_replay(device):
+GRAPHS = pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+
+
+@GRAPHS
+def test_reduce_overhead_draws_anew_at_each_replay(device, mode):
     """And the gradients are those of its own noise."""
     call = lambda m, v: tuple(vaekl.reparameterize_kl(m, v))  # noqa: E731
-    compiled = torch.compile(call, mode="reduce-overhead", fullgraph=True)
+    compiled = torch.compile(call, mode=mode, fullgraph=True)
     mu, logvar, kept = steps(compiled, 20, device)
     _, _, ((_, kl, kl_of_mean, dmu, _),) = steps(call, 1, device)
     z = torch.stack([step[0] for step in kept])
@@ -58,9 +63,10 @@ def test_reduce_overhead_draws_anew_at_each_replay(device):
         torch.testing.assert_close(step[4], slope, rtol=1e-5, atol=1e-5)
 
 
-def test_reduce_overhead_with_a_seed_is_the_eager_call(device):
+@GRAPHS
+def test_reduce_overhead_with_a_seed_is_the_eager_call(device, mode):
     call = lambda m, v: tuple(vaekl.reparameterize_kl(m, v, seed=3))  # noqa: E731
-    compiled = torch.compile(call, mode="reduce-overhead", fullgraph=True)
+    compiled = torch.compile(call, mode=mode, fullgraph=True)
     _, _, kept = steps(compiled, 6, device)
     _, _, (expected,) = steps(call, 1, device)
     for step in kept:
@@ -77,6 +83,23 @@ def test_reduce_overhead_repeats_after_manual_seed(device):
         runs.append(steps(compiled, 4, device)[2])
     for one, other in zip(*runs):
         assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_nothing_of_a_callers_memory_pool_is_kept(device):
+    """Scratch and counters outlive the call; the pool must not, nor must its memory."""
+    mu, logvar = make_inputs((200, 70), device=device)
+    expected = [t.clone() for t in vaekl.reparameterize_kl(mu, logvar, seed=3)]
+    workspaces.scratch.clear()
+    workspaces.forget()
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        out = vaekl.reparameterize_kl(mu, logvar, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(out, expected))
+    assert workspaces.counters
+    states = lambda: [b["state"] for segment in pool.snapshot() for b in segment["blocks"]]  # noqa: E731
+    assert "active_allocated" in states()
+    del out
+    assert "active_allocated" not in states()
 
 
 def test_noise_under_vmap_is_drawn_on_the_device(device):
