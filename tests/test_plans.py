@@ -3,6 +3,7 @@
 Runs in a process of its own, without the interpreter, over a driver that launches nothing.
 """
 
+import contextlib
 import os
 import random
 import subprocess
@@ -29,29 +30,32 @@ def test_random_calls(target):
 
 
 def fuzz(target):
-    """(times a kept kernel was due, times it was not what Triton picks) over random calls."""
+    """(times a kept kernel was taken, times it was not what Triton picks) over random calls."""
     sys.path.insert(0, str(ROOT / "bench"))
     import stub_driver
 
     stub_driver.use(target)
     import torch
+    import triton
 
     import vaekl
     from vaekl import _launch, _validate
 
     _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
-    counts, kept = [0, 0], {}
+    counts, used = [0, 0], []
+    plain = _launch.Launch.__call__
 
-    def checked(launch, tensors, inputs, *key):
+    def checked(launch, tensors, *others):
+        key = others[1:]
         picked = launch.kernel[launch.grid](*tensors, *key, *launch.fixed, **launch.options)
-        addresses = [t.data_ptr() for t in tensors[:inputs] if t is not None]
-        if all(address % 16 == 0 for address in addresses):
-            if launch in kept:
-                counts[0] += 1
-                counts[1] += kept[launch] is not picked
-            kept[launch] = picked
+        used.clear()
+        plain(launch, tensors, *others)
+        for kept in used:
+            counts[0] += 1
+            counts[1] += kept is not picked
 
     _launch.Launch.__call__ = checked
+    triton.compiler.CompiledKernel.__getitem__ = lambda kept, grid: lambda *_: used.append(kept)
     rng = random.Random(0)
 
     def tensor(shape, dtype):
@@ -61,6 +65,12 @@ def fuzz(target):
         start = rng.choice([0, 0, 1])
         count = max(1, torch.Size(shape).numel())
         return torch.zeros(count + start, dtype=dtype)[start : start + count].view(shape)
+
+    def moved(saved):
+        """What a hook gives back; the key and the means at 16 bytes or one element past."""
+        start = rng.choice([0, 1]) if saved.numel() < 64 else 0
+        space = torch.zeros(saved.numel() + start, dtype=saved.dtype)
+        return space[start:].view(saved.shape).copy_(saved)
 
     for _ in range(CALLS):
         dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16])
@@ -75,14 +85,16 @@ def fuzz(target):
         noise = {"eps": tensor(mu.shape, dtype)} if rng.random() < 0.3 else {}
         if not noise:
             noise = {"seed": rng.choice([0, 1, 16, 2**40, -5])}
-        out = function(
-            *inputs,
-            reduction=rng.choice(["none", "batchmean"]),
-            kl_of_mean=rng.random() < 0.7,
-            backend="triton",
-            **noise,
-            **options,
-        )
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, moved)
+        with hooks if rng.random() < 0.3 else contextlib.nullcontext():
+            out = function(
+                *inputs,
+                reduction=rng.choice(["none", "batchmean"]),
+                kl_of_mean=rng.random() < 0.7,
+                backend="triton",
+                **noise,
+                **options,
+            )
         outputs = [o for o in out if o is not None]
         used = rng.sample(outputs, rng.randrange(1, len(outputs) + 1))
         upstream = [tensor(o.shape, o.dtype) for o in used]

@@ -43,6 +43,12 @@ def _warp_size() -> int:
     return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
+# Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
+_FORWARD_ANYWHERE = (0, 1, 2)  # mu, logvar, eps
+_BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: state, means
+_INTO = (8, 9)  # dmu, dlogvar
+
+
 class Launch:
     """A kernel with all but its tensors and its key fixed."""
 
@@ -51,18 +57,23 @@ class Launch:
         self.grid = (grid.tiles, grid.ranges, 1)
         self.fixed = (*fixed, grid.block_rows, grid.block_cols)
         # FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
-        self.options = {"num_warps": grid.threads // _warp_size(), "enable_fp_fusion": True}
+        warps = max(1, grid.threads // _warp_size())
+        self.options = {"num_warps": warps, "enable_fp_fusion": True}
         self.compiled: Any = None
 
-    def __call__(self, tensors: Sequence[Tensor | None], inputs: int, *key: int) -> None:
+    def __call__(
+        self, tensors: Sequence[Tensor | None], anywhere: Sequence[int], *key: int
+    ) -> None:
         """Launch on the current stream; `key` is what follows the tensors.
 
-        The first `inputs` tensors are the caller's and may lie anywhere. For pointers that are not
-        16-byte aligned Triton compiles another kernel; those take its ordinary launch, which finds
-        it. Nothing else that a kernel is compiled for is left open by a plan.
+        The tensors `anywhere` are the caller's, or have been through its hooks, and may lie at any
+        address; the others are allocated for the call. For pointers that are not 16-byte aligned
+        Triton compiles another kernel; those take its ordinary launch, which finds it. Nothing else
+        that a kernel is compiled for is left open by a plan.
         """
         address = 0
-        for tensor in tensors[:inputs]:
+        for i in anywhere:
+            tensor = tensors[i]
             if tensor is not None:
                 address |= tensor.data_ptr()
         try:
@@ -171,7 +182,7 @@ class ForwardPlan:
         on_device = noise_key is not None
         p_key = noise_key if on_device else state
         tensors = (mu, logvar, eps, z, kl, kl_of_mean, means, state, p_key, scratch, counters)
-        self.launch(tensors, 3, word, offset, int(on_device))
+        self.launch(tensors, _FORWARD_ANYWHERE, word, offset, int(on_device))
         return z, kl, kl_of_mean, state, means
 
 
@@ -198,7 +209,7 @@ def _prepare_backward(
         *_flag_args(view, compute_dtype(mu, logvar, eps), options),
     ]
     launch = Launch(backward_kernel, grid, fixed)
-    anywhere = 10 if has_into else 4  # halves of a tensor may lie at any address too
+    anywhere = _BACKWARD_ANYWHERE + (_INTO if has_into else ())
 
     def run(*tensors: Tensor | None) -> None:
         mu = tensors[0]

@@ -52,5 +52,5 @@ def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         scratch, counters = workspaces.get(
             mu.device, torch.float64, grid.ranges * count * view.event, grid.tiles
         )
-    Launch(statistics_kernel, grid, fixed)((mu, logvar, out, scratch, counters), 2)
+    Launch(statistics_kernel, grid, fixed)((mu, logvar, out, scratch, counters), (0, 1))
     return out
