@@ -1,8 +1,9 @@
 """How tensors become rows, columns and programs: views, widths of offsets, grids."""
 
+import pytest
 import torch
 
-from vaekl import _layout
+from vaekl import _launch, _layout
 from vaekl.testing import CONFIGS, make_inputs
 
 
@@ -39,3 +40,11 @@ def test_layouts_are_read_in_place():
         assert _layout.view(shape, 1, strides) is not None, layout
     odd = make_inputs(shape, layout="steps")[0]
     assert _layout.view(shape, 1, (odd.stride(),)) is None
+
+
+@pytest.mark.parametrize(("threads", "warps"), [(32, 1), (64, 1), (128, 2)])
+def test_a_program_has_at_least_one_wave_of_64(threads, warps, monkeypatch):
+    """A block of 32 threads, as tests ask for, is half a wave on AMD's data-centre GPUs."""
+    monkeypatch.setattr(_launch, "_warp_size", lambda: 64)
+    grid = _layout.grid(7, 21, _layout.Config(threads=threads))
+    assert _launch.Launch(None, grid, []).options["num_warps"] == warps
