@@ -158,6 +158,28 @@ def test_threads_at_once(shared, device):
     assert counters_are_zero()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.Generator, "philox_state"), reason="this torch has no draw in one step"
+)
+def test_keys_and_torchs_own_draws_share_no_words(device):
+    """Two threads on one generator: it has moved on by what both took."""
+    zeros = torch.zeros(4, 4, device=device)
+    generator = torch.cuda.default_generators[zeros.device.index]
+    draws = {
+        "vaekl": lambda: vaekl.reparameterize(zeros, zeros, backend="triton"),
+        "torch": lambda: torch.randn(4, device=device),
+    }
+
+    def moved(names):
+        start = generator.get_offset()
+        with ThreadPoolExecutor(len(names)) as pool:
+            run = lambda name: [draws[name]() for _ in range(2000)]  # noqa: E731
+            list(pool.map(run, names))
+        return generator.get_offset() - start
+
+    assert moved(["vaekl", "torch"]) == moved(["vaekl"]) + moved(["torch"])
+
+
 def test_a_launch_that_the_device_refuses(device):
     """2048 threads a block are too many; the next call is as if nothing had happened."""
     case = Case(*CASES[-1], device)

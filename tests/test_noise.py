@@ -140,6 +140,32 @@ def test_a_device_generator_gives_its_key_and_moves_on(monkeypatch):
     assert _noise.draw_key(device, None, None) == (1 - 2**63, 20, None)
 
 
+class SharedGenerator(DeviceGenerator):
+    """As torch 2.14's: after a look at the offset a kernel of another thread draws from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.others = []
+
+    def get_offset(self):
+        self.others.append(self.offset)
+        return self.offset
+
+    def philox_state(self, increment):
+        words = self.initial_seed() - 2**64, self.offset, 0
+        self.offset += increment
+        return tuple(torch.tensor([word]) for word in words)
+
+
+def test_a_key_is_drawn_in_one_step_where_torch_has_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    generator, device = SharedGenerator(), torch.device("cuda", 0)
+    keys = [_noise.draw_key(device, generator, None) for _ in range(3)]
+    assert keys == [(1 - 2**63, offset, None) for offset in (8, 12, 16)]
+    assert generator.offset == 20
+    assert not {offset for _, offset, _ in keys} & set(generator.others)
+
+
 @pytest.mark.parametrize("offset", [4, 2**33, 2**62 + 2**34 + 8])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_word_of_the_counter(offset, dtype, device):

@@ -43,6 +43,21 @@ def device_key(device: torch.device, generator: torch.Generator | None) -> torch
     return torch.randint(2**63 - 1, (2,), generator=generator, device=device)
 
 
+def _reserve(generator: torch.Generator) -> tuple[int, int]:
+    """Seed and offset of a CUDA generator, which moves on by 4.
+
+    From torch 2.14 on in one step, under the lock that torch's own kernels take. Before, torch has
+    no such step: a kernel of its own that another thread launches in between gets the same words.
+    """
+    if hasattr(generator, "philox_state"):
+        seed, offset, _ = generator.philox_state(4)
+        return int(seed.item()), int(offset.item())
+    with _LOCK:
+        offset = generator.get_offset()
+        generator.set_offset(offset + 4)
+    return signed64(generator.initial_seed()), offset
+
+
 def draw_key(device: torch.device, generator: torch.Generator | None, seed: int | None) -> Key:
     """(seed, offset, None), or (0, 0, int64[2] on the device) while a CUDA graph is captured."""
     if seed is not None:
@@ -53,10 +68,7 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
             return 0, 0, device_key(device, generator)
         if generator is None:
             generator = torch.cuda.default_generators[device.index]
-        with _LOCK:
-            offset = generator.get_offset()
-            generator.set_offset(offset + 4)
-        return signed64(generator.initial_seed()), offset, None
+        return (*_reserve(generator), None)
     if _are_functorch_transforms_active() or _len_torch_dispatch_stack():
         word = torch.empty((), dtype=torch.int64, device="cpu")  # theirs to see, and to write into
     else:
