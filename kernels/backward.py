@@ -18,7 +18,7 @@ logvar, dz (and eps); writes what is asked for. A pointer that is None drops its
 import triton
 import triton.language as tl
 
-from .gaussian import clamp, exp_terms, expm1, is_between
+from .gaussian import clamp, divide, exp_terms, expm1, is_between
 from .philox import normal_tile
 from .tile import offsets, program
 
@@ -73,18 +73,18 @@ def backward_kernel(
         seed = tl.load(p_state)
         offset = tl.load(p_state + 1)
     if p_dkl is not None and not PER_ROW:
-        b_dkl = tl.load(p_dkl).to(DTYPE) / kl_denominator.to(DTYPE)
+        b_dkl = divide(tl.load(p_dkl).to(DTYPE), kl_denominator.to(DTYPE))
     # What kl_of_mean sends to a column does not depend on the row.
     if p_dkl_of_mean is not None:
         h = tl.load(p_dkl_of_mean).to(DTYPE)
         if MEAN_OVER == "batch":
             b_mean_mu = tl.load(p_means + o_col, m_col, 0.0)
             b_mean_logvar = tl.load(p_means + D + o_col, m_col, 0.0)
-            h = h / B.to(DTYPE)
+            h = divide(h, B.to(DTYPE))
         else:
             b_mean_mu = tl.zeros([BLOCK_COLS], DTYPE) + tl.load(p_means)
             b_mean_logvar = tl.zeros([BLOCK_COLS], DTYPE) + tl.load(p_means + 1)
-            h = h / (B.to(tl.int64) * D).to(DTYPE)
+            h = divide(h, (B.to(tl.int64) * D).to(DTYPE))
         b_dmu_of_mean = (h * b_mean_mu)[None, :]
         b_dlogvar_of_mean = (h * expm1(b_mean_logvar))[None, :]
 

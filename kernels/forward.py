@@ -17,7 +17,7 @@ over the tiles. A pointer that is None drops its output and all work for it.
 import triton
 import triton.language as tl
 
-from .gaussian import clamp, exp_terms, kl_terms
+from .gaussian import clamp, divide, exp_terms, kl_terms
 from .philox import normal_tile
 from .reduction import arrive, sum_rows, sum_scalars
 from .tile import offsets, program
@@ -38,12 +38,12 @@ def _finish(
 ):
     """All sums are known: write the scalars."""
     if p_kl is not None:
-        tl.store(p_kl, 0.5 * kl_sum / kl_denominator.to(DTYPE))
+        tl.store(p_kl, divide(0.5 * kl_sum, kl_denominator.to(DTYPE)))
     if MEAN_OVER == "batch":
         tl.store(p_kl_of_mean, 0.5 * of_mean_sum)
     if MEAN_OVER == "all":
-        mean_mu = of_mean_sum / element_count.to(DTYPE)
-        mean_logvar = logvar_sum / element_count.to(DTYPE)
+        mean_mu = divide(of_mean_sum, element_count.to(DTYPE))
+        mean_logvar = divide(logvar_sum, element_count.to(DTYPE))
         tl.store(p_means, mean_mu)
         tl.store(p_means + 1, mean_logvar)
         tl.store(p_kl_of_mean, 0.5 * kl_terms(mean_mu, mean_logvar))
@@ -74,8 +74,8 @@ def _finish_tile(
     mu_sum = b_mu_sum
     logvar_sum = b_logvar_sum
     if MEAN_OVER == "batch":
-        b_mean_mu = b_mu_sum / B.to(DTYPE)
-        b_mean_logvar = b_logvar_sum / B.to(DTYPE)
+        b_mean_mu = divide(b_mu_sum, B.to(DTYPE))
+        b_mean_logvar = divide(b_logvar_sum, B.to(DTYPE))
         tl.store(p_means + o_col, b_mean_mu, m_col)
         tl.store(p_means + D + o_col, b_mean_logvar, m_col)
         mu_sum = tl.sum(tl.where(m_col, kl_terms(b_mean_mu, b_mean_logvar), 0.0))

@@ -45,6 +45,15 @@ def polynomial(b_x, VALUES: tl.constexpr):
 
 
 @triton.jit
+def divide(b_x, b_y):
+    """x / y, rounded correctly: in float32 `/` alone may be off by 2 ulp, half of a KL's budget."""
+    if b_x.dtype == tl.float64:
+        return b_x / b_y
+    else:
+        return tl.div_rn(b_x, b_y)
+
+
+@triton.jit
 def exp_terms(b_logvar):
     """exp(logvar / 2), exp(logvar) - 1, phi(logvar); what is not used costs nothing."""
     if b_logvar.dtype == tl.float64:
