@@ -7,15 +7,29 @@ waits for another, so none need be resident together, and the counter is back at
 
 import triton
 import triton.language as tl
+from triton.language.target_info import current_target
 
 SCALARS_AT_ONCE = tl.constexpr(256)
+
+
+@triton.constexpr_function
+def is_gfx9():
+    """Is it compiled for one of AMD's data-centre GPUs?"""
+    target = None if triton.knobs.runtime.interpret else current_target()
+    return target is not None and target.backend == "hip" and target.arch.startswith("gfx9")
 
 
 @triton.jit
 def arrive(p_counter, count):
     """True in the last of `count` programs to arrive; it resets the counter for the next launch."""
     # Triton puts no barrier between stores of a tile and the one thread that does the atomic:
-    # without this one, another program could read partials that are not yet written.
+    # without this one, another program could read partials that are not yet written. The release
+    # covers what the barrier has ordered before it; but on gfx9 it waits for the stores of its own
+    # wave alone, and at a barrier LLVM lets no wave wait for its stores, as it does elsewhere.
+    if is_gfx9():
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)", "=v", [], dtype=tl.int32, is_pure=False, pack=1
+        )
     tl.debug_barrier()
     is_last = tl.atomic_add(p_counter, 1, sem="acq_rel") == count - 1
     if is_last:
