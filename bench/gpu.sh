@@ -4,9 +4,11 @@
 #   bench/gpu.sh OUTDIR          on a machine with a GPU; needs no network
 #   bench/gpu.sh --dry OUTDIR    the same steps on any machine, each in its smallest form
 #
-# PYTHON (python3) is the interpreter; it has torch, triton, pytest, scipy, rich and matplotlib, and
-# setuptools to install vaekl into it. COMMIT names what is measured where git cannot say. BUDGET
-# (520) is the limit in seconds for all steps together: later ones get what is left of it.
+# PYTHON (python3) is the interpreter; it has torch, triton, numpy and pytest, and setuptools to
+# install vaekl into it. Without scipy or numba the tests that need them are skipped, without
+# matplotlib there are no plots. COMMIT names what is measured where git cannot say. BUDGET (520) is
+# the limit in seconds for all steps together. All but the first get no more than is left of it:
+# where compiling is slow, the suite and the device tests leave bench less than it could use.
 #
 # OUTDIR gets summary.txt (the machine, the table of steps), suite.log, gpu.log (device tests and
 # sanitizers), bench.log, and bench/ (JSON and plots): eight files. All are written as it goes.
@@ -110,7 +112,7 @@ else:
 rm -f "$out"/{suite,gpu,bench}.log
 date -u '+%Y-%m-%d %H:%M:%S UTC' >"$work/machine"
 row step seconds status summary
-step machine "$work/machine" 60 "$python" -c "$facts" "$commit" "$dry" || exit 1
+budget=$((SECONDS + 60)) step machine "$work/machine" 60 "$python" -c "$facts" "$commit" "$dry" || exit 1
 
 # Without network, dependencies or isolation; where that fails, links do what installing would.
 step install "$work/machine" 60 "$python" -m pip install --disable-pip-version-check --no-index \
@@ -146,11 +148,13 @@ step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${s
 
 step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes,_pytorch,_packed}.py
 
-# The sanitizers, last, are left a little time.
+# The sanitizers, last, are left their time.
+sanitizers=0
+[[ -z $dry ]] && command -v compute-sanitizer >/dev/null && sanitizers=130
 if [[ -f $root/bench/run.py ]]; then
     device=(--device cuda)
     [[ $dry ]] && device=(--device cpu --quick)
-    limit=$((budget - SECONDS - 70))
+    limit=$((budget - SECONDS - sanitizers))
     ((limit > 300)) && limit=300
     seconds=$((limit > 40 ? limit - 30 : 10))
     [[ $dry ]] && seconds=1

@@ -16,13 +16,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import screen
 import stub_driver
 import timing
 import torch
 import triton
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 stub_driver.use("sm_90")
@@ -101,7 +99,7 @@ def main() -> None:
     calls["operator"] = lambda: torch.add(tiny, tiny, out=out)
     samples: dict[Any, list[float]] = {key: [] for key in calls}
     with timing.no_collection():
-        for _ in track(range(ROUNDS), "host time", transient=True):
+        for _ in screen.track(range(ROUNDS), "host time", ROUNDS):
             for key, call in calls.items():
                 samples[key].append(timing.sample(call, CALLS, "cpu"))
     median = {key: 1e6 * statistics.median(values) for key, values in samples.items()}
@@ -110,14 +108,14 @@ def main() -> None:
     for i, row in enumerate(rows):
         for key in ("forward_us", "forward_backward_us"):
             row[key] = round(median[i, key], 1)
-    table = Table(
-        "call", "forward µs", "forward + backward µs", "plain torch: operators", "at least µs"
-    )
     for row in rows:
         row["plain_us"] = round(row["plain_operators"] * operator_us, 1)
-        table.add_row(*map(str, row.values()))
-    table.title = f"Host time, kernels excluded; a tiny torch operator takes {operator_us} µs here"
-    Console(width=110).print(table)
+    screen.table(
+        f"Host time, kernels excluded; a tiny torch operator takes {operator_us} µs here",
+        ("call", "forward µs", "forward + backward µs", "plain torch: operators", "at least µs"),
+        [list(map(str, row.values())) for row in rows],
+        words=1,
+    )
     if args.out:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         result = {

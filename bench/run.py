@@ -9,6 +9,7 @@ A provider is checked before it is timed; one with wrong results is listed and n
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -19,15 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import environment
-import plots
+import screen
 import timing
 import torch
 from cases import MODES, Case, select
 from correctness import fault
 from providers import PROVIDERS, Provider, Step
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 #: A check runs on the whole case up to so many elements, else on fewer samples.
 CHECKED_ELEMENTS = 2**20
@@ -148,25 +146,20 @@ def fits(case: Case, device: str) -> bool:
     return HELD_TENSORS * case.elements * case.dtype.itemsize < torch.cuda.mem_get_info()[0]
 
 
-def table(results: dict[str, Any]) -> Table:
+def show(results: dict[str, Any]) -> None:
     """Median times, speed-up over plain torch, and the share of the copy bandwidth."""
     copy = results["copy_bytes_per_second"]
-    caption = f"{results['device']['name']}, copy {copy / 1e9:.1f} GB/s"
-    title = "Median times, times as fast as plain torch, share of the copy bandwidth"
-    rows = Table(title=title, caption=caption)
-    for heading in ("case", "KLs", "provider"):
-        rows.add_column(heading, no_wrap=True)
-    for mode in MODES:
-        for heading in (f"{mode}\nms", "\nx", "\nshare"):
-            rows.add_column(heading, justify="right", no_wrap=True)
+    headings = ["case", "KLs", "provider"]
+    headings += [heading for mode in MODES for heading in (f"{mode}\nms", "\nx", "\nshare")]
     groups: dict[tuple[str, bool, str], dict[str, dict[str, Any]]] = {}
     for row in results["rows"]:
         key = (row["case"], row["both"], row["provider"])
         groups.setdefault(key, {})[row["mode"]] = row
+    rows: list[list[str] | None] = []
     last = None
     for (case, both, provider), modes in groups.items():
         if last not in (None, (case, both)):
-            rows.add_section()
+            rows.append(None)
         last = (case, both)
         cells = []
         for mode in MODES:
@@ -178,8 +171,14 @@ def table(results: dict[str, Any]) -> Table:
             speedup = f"{base['seconds'] / row['seconds']:.2f}" if base else ""
             share = row["floor_bytes"] / row.get("device_seconds", row["seconds"]) / copy
             cells += [f"{row['seconds'] * 1e3:.3f}", speedup, f"{share:.0%}"]
-        rows.add_row(case, "both" if both else "one", provider, *cells)
-    return rows
+        rows.append([case, "both" if both else "one", provider, *cells])
+    screen.table(
+        "Median times, times as fast as plain torch, share of the copy bandwidth",
+        headings,
+        rows,
+        words=3,
+        caption=f"{results['device']['name']}, copy {copy / 1e9:.1f} GB/s",
+    )
 
 
 def arguments() -> argparse.Namespace:
@@ -206,47 +205,45 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Measure and report; 1 if a provider was wrong."""
-    args, console = arguments(), Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    args = arguments()
     # Inductor's, of code in torch itself; not about anything measured here.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
     chosen = [p for p in PROVIDERS if p.name in args.providers]
     providers = [p for p in chosen if p.missing(args.device) is None]
     for provider in chosen:
         if provider not in providers:
-            console.print(f"not measured: {provider.missing(args.device)}")
+            print(f"not measured: {provider.missing(args.device)}")
     budget = QUICK_BUDGET if args.quick else BUDGET[args.device]
     run = Run(args.device, args.out, budget, args.seconds, args.commit)
     facts = run.results["device"]
     if facts["load"] > 0.5 * facts["cpus"]:
-        console.print(f"the machine is busy (load {facts['load']}): expect noise")
+        print(f"the machine is busy (load {facts['load']}): expect noise")
     cases = [case for case in select(args.device, args.quick) if fits(case, args.device)]
     # What is shown first: both KLs of every case.
     work = [(case, both) for both in (True, False) for case in cases if both in case.both]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("", total=len(work))
-        for case, both in work:
-            if run.time_is_up:
-                break
-            progress.update(task, description=f"{case.name}, {'both KLs' if both else 'one KL'}")
-            try:
-                run.measure(case, both, providers)
-            except Exception as error:  # the other cases may still be measured
-                run.wrong("timing", case, both, told(error))
-            progress.advance(task)
+    for case, both in screen.track(work, "cases", len(work)):
+        if run.time_is_up:
+            break
+        try:
+            run.measure(case, both, providers)
+        except Exception as error:  # the other cases may still be measured
+            run.wrong("timing", case, both, told(error))
     run.results["complete"] = not run.time_is_up
     run.write()
-    console.print(table(run.results))
-    for path in plots.draw(run.results, run.path):
-        console.print(f"wrote {path}")
-    console.print(f"wrote {run.path}")
+    show(run.results)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: they need matplotlib")
+    else:
+        import plots
+
+        for path in plots.draw(run.results, run.path):
+            print(f"wrote {path}")
+    print(f"wrote {run.path}")
     if not run.results["complete"]:
-        console.print(f"stopped at the time limit of {args.seconds:g} s")
+        print(f"stopped at the time limit of {args.seconds:g} s")
     for wrong in run.results["wrong"]:
         kls = "both KLs" if wrong["both"] else "one KL"
-        console.print(f"WRONG: {wrong['provider']}, {wrong['case']}, {kls}: {wrong['problem']}")
+        print(f"WRONG: {wrong['provider']}, {wrong['case']}, {kls}: {wrong['problem']}")
     return 1 if run.results["wrong"] else 0
 
 

@@ -35,8 +35,10 @@ def device():
 
 @pytest.fixture(params=["triton", "cpu", "eager"])
 def backend(request):
-    if request.param == "cpu" and DEVICE != "cpu":
-        pytest.skip("tensors of these tests are on a GPU")
+    if request.param == "cpu":
+        if DEVICE != "cpu":
+            pytest.skip("tensors of these tests are on a GPU")
+        pytest.importorskip("numba")
     return request.param
 
 

@@ -148,6 +148,19 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     assert "'benchmarks'" not in printed
 
 
+def test_a_table_without_rich_lines_up(bench):
+    rows = [["a", "10.5"], None, ["longer", "2"]]
+    assert bench("screen").plain_lines("Title", ["name", "\nms"], rows, 1, "caption") == [
+        "Title",
+        "name      ms",
+        "------  ----",
+        "a       10.5",
+        "------  ----",
+        "longer     2",
+        "caption",
+    ]
+
+
 def test_the_cpu_backend_in_detail(bench, tmp_path):
     _run("cpu.py", "--quick", "--out", tmp_path / "cpu-detail.json")
     data = json.loads((tmp_path / "cpu-detail.json").read_text())
@@ -157,8 +170,14 @@ def test_the_cpu_backend_in_detail(bench, tmp_path):
         assert part in text, part
 
 
-def test_run_stops_at_its_time_limit(tmp_path):
-    printed = _run("run.py", "--device", "cpu", "--seconds", "0", "--out", tmp_path)
+def test_run_stops_at_its_time_limit_on_a_machine_with_little_installed(tmp_path):
+    """Neither rich nor matplotlib: a table of plain lines, and no plots."""
+    bare = "import runpy, sys; sys.modules.update(rich=None, matplotlib=None); del sys.argv[0]; "
+    bare += "sys.path[0] = '.'; runpy.run_path(sys.argv[0], run_name='__main__')"
+    options = ["--device", "cpu", "--seconds", "0", "--out", tmp_path]
+    printed = _run("-c", bare, "run.py", *options)
+    assert "case  KLs  provider  forward ms" in printed
+    assert "no plots" in printed
     assert "stopped at the time limit" in printed
     data = json.loads((tmp_path / "cpu.json").read_text())
     assert not data["complete"]
