@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import disassembly
+import screen
 import stub_driver
 import variants
 
@@ -67,16 +65,12 @@ def compile_all(
     for target in targets:
         with ProcessPoolExecutor(workers, context, initialise, (target,)) as pool:
             results = pool.map(compile_variant, [target] * len(chosen), chosen, chunksize=4)
-            shown = track(
-                results, target, len(chosen), transient=True, disable=not sys.stderr.isatty(),
-                console=Console(stderr=True),
-            )  # fmt: skip
-            for result in shown:
+            for result in screen.track(results, target, len(chosen)):
                 rows += result
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def show(rows: list[dict[str, Any]]) -> None:
     """The facts of each kernel, one line each."""
     columns = {
         "registers": "registers",
@@ -86,11 +80,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
         "wide_loads": "128-bit loads",
         "wide_stores": "stores",
     }
-    shown = Table("target", "kernel", "variant", *columns.values(), title="Machine code")
-    for row in rows:
-        values = [str(row.get(column, "")) for column in columns]
-        shown.add_row(row["target"], row["kernel"], row["variant"], *values)
-    return shown
+    first = ("target", "kernel", "variant")
+    cells = [[str(row.get(column, "")) for column in (*first, *columns)] for row in rows]
+    screen.table("Machine code", (*first, *columns.values()), cells, words=3, width=150)
 
 
 def write_ceilings(rows: list[dict[str, Any]]) -> None:
@@ -102,13 +94,13 @@ def write_ceilings(rows: list[dict[str, Any]]) -> None:
             limits["instructions_per_element"] = round(1.05 * row["instructions_per_element"], 1)
         ceilings[f"{row['target']} {row['kernel']} {row['variant']}"] = limits
     reason = (
-        "Registers: 1.1 times what triton "
-        + triton.__version__
-        + " gave, rounded up to 8 (the unit of allocation); instructions an element in the main "
-        "loop: 1.05 times. Raise one only with the reason in the commit that does it."
+        "Registers: 1.1 times what this triton gave, rounded up to 8 (the unit of allocation); "
+        "instructions an element in the main loop: 1.05 times. Raise one only with the reason in "
+        "the commit that does it."
     )
     path = Path(__file__).with_name("codegen_ceilings.json")
-    path.write_text(json.dumps({"reason": reason, "ceilings": ceilings}, indent=1) + "\n")
+    written = {"triton": triton.__version__, "reason": reason, "ceilings": ceilings}
+    path.write_text(json.dumps(written, indent=1) + "\n")
 
 
 def main() -> None:
@@ -123,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = variants.matrix() if args.all else variants.subset()
     rows = compile_all(chosen, args.targets)
-    Console(width=150).print(table(rows))
+    show(rows)
     if args.write_ceilings:
         write_ceilings(rows)
     if args.out:

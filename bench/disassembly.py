@@ -28,23 +28,32 @@ def narrow_starts(ttir: str) -> int:
 
 
 def _loop(instructions: list[tuple[int, str]]) -> list[str]:
-    """The body of the longest backward branch: the walk down the rows."""
+    """The walk down the rows: the first loop, all of it. Those of the last program follow."""
     first, last = 0, -1
     for address, text in instructions:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        if jump and address - int(jump[1], 16) > last - first:
-            first, last = int(jump[1], 16), address
+        target = int(jump[1], 16) if jump else address
+        if target < address and (last < 0 or target <= first):
+            first, last = target, address
     return [text for address, text in instructions if first <= address <= last]
 
 
-def _barrier_before_atomics(opcodes: list[str]) -> bool:
-    """Does a barrier stand between each counter's atomic and the stores before it?"""
-    for i, opcode in enumerate(opcodes):
-        if re.match(r"(ATOM|RED|global_atomic)", opcode):
-            for before in reversed(opcodes[:i]):
-                if re.match(r"(BAR|s_barrier)", before):
-                    break
-                if re.match(r"(STG|global_store|buffer_store)", before):
+BARRIER = (r"BAR",)
+# On gfx9 a wave's stores pass the barrier unless it waits for them before.
+AMD_BARRIER = (r"s_barrier", r"s_waitcnt\b.*vmcnt\(0\)")
+
+
+def _barrier_before_atomics(instructions: list[str], steps: tuple[str, ...]) -> bool:
+    """Do these stand, last first, between each counter's atomic and the stores before it?"""
+    for i, instruction in enumerate(instructions):
+        if re.match(r"(ATOM|RED|global_atomic)", instruction):
+            left = list(steps)
+            for before in reversed(instructions[:i]):
+                if re.match(left[0], before):
+                    left.pop(0)
+                    if not left:
+                        break
+                elif re.match(r"(STG|global_store|buffer_store)", before):
                     return False
             else:
                 return False
@@ -80,9 +89,10 @@ def read_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
         "wide_stores": _count(r"STG.*\.128", loop),
         "stores": _count(r"STG", loop),
         "atomics": _count(r"(ATOM|RED)", opcodes),
-        "barrier_before_atomics": _barrier_before_atomics(opcodes),
+        "barrier_before_atomics": _barrier_before_atomics(opcodes, BARRIER),
         "philox_multiplies": multiplies,
         "calls": len(re.findall(r"\bcall\b", ptx)),
+        "inexact_divisions": len(re.findall(r"\bdiv\.(?:full|approx)", ptx)),
         "ordered_atomics": len(re.findall(r"atom\.global\.gpu\.acq_rel|atom\.acq_rel\.gpu", ptx)),
         "all_atomics": len(re.findall(r"\batom\.", ptx)),
         "uncached_loads": len(re.findall(r"ld\.global\.cg", ptx)),
@@ -98,17 +108,17 @@ def read_amdgcn(text: str) -> dict[str, Any]:
     def field(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
 
-    opcodes = re.findall(r"^\s+([a-z]\w+)", text, re.MULTILINE)
+    instructions = re.findall(r"^\s+([a-z]\w+[^;\n]*)", text, re.MULTILINE)
     return {
         "registers": field("vgpr_count"),
         "stack": field("private_segment_fixed_size"),
         "local_accesses": field("vgpr_spill_count"),  # scalar spills stay in vector registers
-        "wide_loads": _count(r"(global|buffer)_load_dwordx4", opcodes),
-        "loads": _count(r"(global|buffer)_load", opcodes),
-        "wide_stores": _count(r"(global|buffer)_store_dwordx4", opcodes),
-        "stores": _count(r"(global|buffer)_store", opcodes),
-        "atomics": _count(r"global_atomic", opcodes),
-        "barrier_before_atomics": _barrier_before_atomics(opcodes),
-        "calls": _count(r"s_swappc", opcodes),
-        "instructions": len(opcodes),
+        "wide_loads": _count(r"(global|buffer)_load_dwordx4", instructions),
+        "loads": _count(r"(global|buffer)_load", instructions),
+        "wide_stores": _count(r"(global|buffer)_store_dwordx4", instructions),
+        "stores": _count(r"(global|buffer)_store", instructions),
+        "atomics": _count(r"global_atomic", instructions),
+        "barrier_before_atomics": _barrier_before_atomics(instructions, AMD_BARRIER),
+        "calls": _count(r"s_swappc", instructions),
+        "instructions": len(instructions),
     }

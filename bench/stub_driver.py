@@ -26,6 +26,9 @@ class _Utils:
         """(module, function, registers, spills, threads at most) of nothing."""
         return 0, 0, 0, 0, 1024
 
+    def unload_module(self, _: int) -> None:
+        """What a kernel's end asks for, from Triton 3.8 on."""
+
     def get_device_properties(self, _: int) -> dict[str, int]:
         """Enough shared memory for anything."""
         return {"max_shared_mem": 1 << 20, "multiprocessor_count": 132, "warpSize": 32}

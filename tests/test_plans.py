@@ -24,6 +24,7 @@ def test_random_calls(target):
         [sys.executable, __file__, target], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Exception ignored" not in done.stderr, done.stderr[-3000:]
     kept, mismatches = map(int, done.stdout.split())
     assert kept > CALLS // 4
     assert mismatches == 0
