@@ -2,7 +2,8 @@
 
 from importlib.metadata import version as _version
 
-from . import distributions, nn, reference
+# _checkout first: it is how all others find the kernels in a checkout.
+from . import _checkout, distributions, nn, reference  # noqa: F401
 from ._results import ReparamKL
 from .diagnostics import DiagnosticsAccumulator, DiagnosticsReport, diagnose
 from .distributions import patch_diffusers
