@@ -13,8 +13,11 @@ def _digest():
     """Of all that compiled code depends on; numba looks at a kernel's own file alone."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     folder = Path(__file__).parent
-    for path in (*sorted(folder.glob("cpu*.py")), *folder.glob("coefficients.py")):
+    sources = (*sorted(folder.glob("cpu*.py")), *folder.glob("coefficients.py"))
+    for path in sources:
         digest.update(path.read_bytes())
+    if not sources:  # a frozen application: nothing tells its next build from this one
+        return None
     return digest.hexdigest()[:16]
 
 
@@ -34,5 +37,7 @@ class _Cache(FunctionCache):
 
 def keep_on_disk(kernel):
     """Compile a kernel once per machine, where there is a folder to write to."""
+    if _Cache.digest is None:
+        return
     with suppress(RuntimeError):  # numba finds none
         kernel._cache = _Cache(kernel.py_func)

@@ -109,3 +109,17 @@ def test_without_a_folder_to_write_to(where, tmp_path):
         env["NUMBA_CACHE_DIR"] = str(blocked / "numba")
     assert python(here + KL, folder=tmp_path, **env) == ["1.0", "1"]
     assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_code_without_sources_is_not_kept(tmp_path, monkeypatch):
+    """In a frozen application nothing would tell the compiled code of its next build apart."""
+    from numba import njit
+    from vaekl.kernels import cpu_cache
+
+    monkeypatch.setattr(cpu_cache, "__file__", str(tmp_path / "absent" / "cpu_cache.pyc"))
+    assert cpu_cache._digest() is None
+    monkeypatch.setattr(cpu_cache._Cache, "digest", None)
+    kernel = njit(lambda x: x + 1)
+    before = kernel._cache
+    cpu_cache.keep_on_disk(kernel)
+    assert kernel._cache is before

@@ -1,5 +1,6 @@
 """The wheel holds the package only; importing is cheap and needs torch and numpy only."""
 
+import modulefinder
 import os
 import shutil
 import subprocess
@@ -9,36 +10,54 @@ from pathlib import Path
 
 import pytest
 
+import vaekl
+
 ROOT = Path(__file__).parents[1]
 
 
-def python(code, **env):
+def python(code, cwd=ROOT.parent, **env):
     """stdout of `code` in a fresh interpreter, warnings as errors."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=ROOT.parent, env={**os.environ, **env},
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, **env},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of the files as they are, built apart so that no stale build/ gets in."""
+def checkout(tmp_path_factory):
+    """The files as they are, and none beside them."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("vaekl", "kernels"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    out = tmp_path_factory.mktemp("wheel")
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, checkout):
+    """Built apart, so that no stale build/ gets in, and where torch cannot be imported."""
+    folder, absent = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("absent")
+    shutil.copytree(checkout, folder / "source")
+    (absent / "torch.py").write_text("raise ImportError\n")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     subprocess.run(
-        [*command, "--no-build-isolation", "--wheel-dir", out, source],
-        check=True, capture_output=True,
+        [*command, "--no-build-isolation", "--wheel-dir", folder, folder / "source"],
+        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(absent)},
     )  # fmt: skip
-    (path,) = out.glob("*.whl")
+    (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory, wheel):
+    """The package and its metadata, as pip puts them into a folder."""
+    folder = tmp_path_factory.mktemp("site")
+    wheel.extractall(folder)
+    return folder
 
 
 def test_wheel_content(wheel):
@@ -62,6 +81,73 @@ def test_wheel_requirements(wheel):
         "Requires-Dist: torch>=2.10",
         'Requires-Dist: triton>=3.6; platform_system == "Linux"',
     ]
+
+
+def test_the_version_is_that_of_the_source(wheel):
+    (name,) = [n for n in wheel.namelist() if n.endswith("METADATA")]
+    assert f"Version: {vaekl.__version__}" in wheel.read(name).decode().splitlines()
+
+
+def test_import_statements_lead_to_every_module(installed):
+    """What freezes an application (PyInstaller, cx_Freeze) packs what it finds by these."""
+    finder = modulefinder.ModuleFinder(path=[str(installed)])
+    finder.import_hook("vaekl")
+    used = {name for name in finder.modules if name.startswith("vaekl")}
+    finder.import_hook("vaekl.__main__")
+    every = {
+        ".".join(path.relative_to(installed).with_suffix("").parts).removesuffix(".__init__")
+        for path in installed.glob("vaekl/**/*.py")
+    }
+    assert every == {name for name in finder.modules if name.startswith("vaekl")}
+    only_of_the_command = {"__main__", "_check", "_environment", "testing"}
+    assert every - used == {f"vaekl.{name}" for name in only_of_the_command}
+
+
+def test_without_metadata(installed):
+    """A frozen application has none, of no package."""
+    code = (
+        "import importlib.metadata as metadata\n"
+        "def absent(cls, name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.Distribution.from_name = classmethod(absent)\n"
+        "import torch, vaekl\n"
+        "from vaekl import _environment\n"
+        "print(vaekl.__file__, vaekl.__version__)\n"
+        "found = _environment.versions()\n"
+        "print(found['vaekl'], found['numpy'], found['numba'])\n"
+        "import numpy; print(numpy.__version__)\n"
+    )
+    where, versions, numpy = python(code, PYTHONPATH=str(installed)).splitlines()
+    assert where == f"{installed / 'vaekl' / '__init__.py'} {vaekl.__version__}"
+    assert versions == f"{vaekl.__version__} {numpy} None"
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_in_a_checkout(is_installed, checkout, installed):
+    """Its folder vaekl/ goes before any installed package, and so do its kernels."""
+    code = (
+        "import importlib, importlib.util, sys\n"
+        "import vaekl, vaekl.kernels.coefficients as first\n"
+        "importlib.reload(vaekl._checkout)\n"
+        "again = importlib.reload(vaekl.kernels)\n"
+        "print(again.__file__, first.__file__, vaekl.__file__, sep='\\n')\n"
+        "print(sum(type(f).__name__ == 'KernelsBeside' for f in sys.meta_path))\n"
+        "print(*(importlib.util.find_spec(f'vaekl.{n}') for n in ('vaekl', 'docs', 'none')))\n"
+    )
+    environment = {"PYTHONPATH": str(installed)} if is_installed else {}
+    kernels, first, package, *rest = python(code, cwd=checkout, **environment).splitlines()
+    assert Path(kernels) == checkout / "kernels" / "__init__.py"
+    assert Path(first) == checkout / "kernels" / "coefficients.py"
+    assert Path(package) == checkout / "vaekl" / "__init__.py"
+    assert rest == ["1", "None None None"]
+
+
+def test_an_installed_package_has_its_own_kernels(installed):
+    """Whatever is called kernels beside it."""
+    (installed / "kernels").mkdir()
+    (installed / "kernels" / "coefficients.py").write_text("raise ImportError\n")
+    code = "import vaekl, vaekl.kernels as kernels; print(kernels.__file__)"
+    found = python(code, PYTHONPATH=str(installed))
+    assert Path(found) == installed / "vaekl" / "kernels" / "__init__.py"
 
 
 def test_kernels_is_no_top_level_package():

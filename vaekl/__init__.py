@@ -1,7 +1,5 @@
 """vaekl: the VAE's sample and both KL terms, fused, exact and reproducible."""
 
-from importlib.metadata import version as _version
-
 # _checkout first: it is how all others find the kernels in a checkout.
 from . import _checkout, distributions, nn, reference  # noqa: F401
 from ._results import ReparamKL
@@ -15,7 +13,8 @@ from .functional import (
     reparameterize_kl_moments,
 )
 
-__version__ = _version("vaekl")
+#: What pyproject.toml reads; an application frozen into one file has no metadata.
+__version__ = "0.1.0"
 
 __all__ = [
     "DiagnosticsAccumulator",

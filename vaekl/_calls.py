@@ -6,7 +6,6 @@ backend plans. What is left for a call is to look its kind up, allocate, and lau
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -24,7 +23,6 @@ Run = Callable[..., Forward]
 #: Of (mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *, into).
 RunBackward = Callable[..., Backward]
 
-_MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
 _loaded: dict[str, ModuleType] = {}
 #: Where shapes keep changing most do not come again, and a kind takes some 10 KB.
 _MOST = 256
@@ -69,8 +67,21 @@ def _module(backend: str) -> ModuleType:
     """The backend's launcher, imported on first use."""
     module = _loaded.get(backend)
     if module is None:
-        module = _loaded[backend] = importlib.import_module(_MODULES[backend])
+        module = _loaded[backend] = _import(backend)
     return module
+
+
+def _import(backend: str) -> ModuleType:
+    """By statements: what freezes an application packs the modules that it sees in these."""
+    if backend == "triton":
+        from . import _launch
+
+        return _launch
+    if backend == "cpu":
+        from . import _cpu
+
+        return _cpu
+    return _eager
 
 
 def _signature(tensor: Tensor | None) -> Any:

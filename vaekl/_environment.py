@@ -6,10 +6,13 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import __version__
 
 PACKAGES = ("vaekl", "torch", "triton", "numba", "numpy")
 
@@ -24,11 +27,16 @@ def cpu_name() -> str:
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package, None if it is not installed."""
+    """The installed version of a package, None if it is not installed.
+
+    Without metadata, as in a frozen application, what the package says of itself once imported.
+    """
+    if package == "vaekl":
+        return __version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return getattr(sys.modules.get(package), "__version__", None)
 
 
 def versions() -> dict[str, str | None]:

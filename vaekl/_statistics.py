@@ -7,7 +7,6 @@ that depended on the precision of the training would be one more thing to doubt.
 
 from __future__ import annotations
 
-import importlib
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,6 @@ from ._options import LOGVAR_RANGE, sizes
 ROWS = ("mu - s", "(mu - s)^2", "logvar", "exp(logvar)", "phi(logvar)",
         "mu not finite", "logvar not finite", "logvar outside", "s")  # fmt: skip
 
-_MODULES = {"triton": "vaekl._statistics_triton", "cpu": "vaekl._statistics_cpu"}
 _CHUNK = 2**20  # elements that the eager backend widens to float64 at a time
 
 
@@ -45,10 +43,17 @@ def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statis
 
     For a kernel mu and logvar are plain tensors, as ``_autograd.is_plain`` has it.
     """
-    if backend == "eager":
-        sums = _sums(mu, logvar, batch_dims)
+    # Imported by statements, as in _calls.
+    if backend == "triton":
+        from . import _statistics_triton
+
+        sums = _statistics_triton.sums(mu, logvar, batch_dims)
+    elif backend == "cpu":
+        from . import _statistics_cpu
+
+        sums = _statistics_cpu.sums(mu, logvar, batch_dims)
     else:
-        sums = importlib.import_module(_MODULES[backend]).sums(mu, logvar, batch_dims)
+        sums = _sums(mu, logvar, batch_dims)
     n = sizes(mu.shape, batch_dims)[0]
     shifted, squares, logvar_sum, exp_sum, phi_sum, *counts, shift = sums.cpu()
     return Statistics(
