@@ -127,8 +127,9 @@ def test_in_a_checkout(is_installed, checkout, installed):
     code = (
         "import importlib, importlib.util, sys\n"
         "import vaekl, vaekl.kernels.coefficients as first\n"
-        "importlib.reload(vaekl._checkout)\n"
-        "again = importlib.reload(vaekl.kernels)\n"
+        "for name in [name for name in sys.modules if name.startswith('vaekl')]:\n"
+        "    del sys.modules[name]\n"
+        "again = importlib.reload(importlib.import_module('vaekl.kernels'))\n"
         "print(again.__file__, first.__file__, vaekl.__file__, sep='\\n')\n"
         "print(sum(type(f).__name__ == 'KernelsBeside' for f in sys.meta_path))\n"
         "print(*(importlib.util.find_spec(f'vaekl.{n}') for n in ('vaekl', 'docs', 'none')))\n"

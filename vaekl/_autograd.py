@@ -25,7 +25,7 @@ from torch.compiler import is_compiling
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from . import _calls, _composed, _eager, _ops
+from . import _calls, _composed, _eager, _ops, _registry
 from ._eager import Backward
 from ._noise import signed64
 from ._options import Options, compute_dtype, sizes
@@ -219,12 +219,7 @@ def _operator_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     return (*_gradients(ctx, *upstream[:3]), *[None] * 8)
 
 
-torch.library.register_autograd(
-    "vaekl::reparameterize_kl",
-    _operator_backward,
-    setup_context=_operator_context,
-    lib=_ops.LIBRARY,
-)
+_registry.differentiate("reparameterize_kl", _operator_backward, _operator_context)
 
 
 def refuse_to_compile(generator: torch.Generator | None) -> None:

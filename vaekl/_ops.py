@@ -9,27 +9,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
-from . import _calls
+from . import _calls, _registry
 from ._eager import Backward, Forward
 from ._options import Options, compute_dtype, sample_dtype, sizes
 
-LIBRARY = torch.library.Library("vaekl", "DEF")
-_OPTIONS = (
-    "str? reduction, str? mean_over, bool sample, int batch_dims, float[]? clamp, str backend"
-)
-LIBRARY.define(
-    "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? eps, Generator? generator, SymInt? seed, "
-    f"{_OPTIONS}) -> (Tensor z, Tensor kl, Tensor kl_of_mean, Tensor state, Tensor means)",
-    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
-)
-LIBRARY.define(
-    "reparameterize_kl_backward(Tensor mu, Tensor logvar, Tensor? eps, Tensor? dz, Tensor? dkl, "
-    f"Tensor? dkl_of_mean, Tensor? state, Tensor? means, {_OPTIONS}, bool[3] needs) "
-    "-> (Tensor dmu, Tensor dlogvar, Tensor deps)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+OPTIONS = "str? reduction, str? mean_over, bool sample, int batch_dims, float[]? clamp, str backend"
 
 
 def options(
@@ -197,10 +182,20 @@ def _backward_fake(
     )
 
 
-for _name, _implementation, _fake in (
-    ("reparameterize_kl", _forward, _forward_fake),
-    ("reparameterize_kl_backward", _backward, _backward_fake),
-):
-    # Python too, but not for torch.compile to look into when it has let go of the caller.
-    LIBRARY.impl(_name, _disable_dynamo(_implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vaekl::{_name}", _fake, lib=LIBRARY)
+_registry.define(
+    "reparameterize_kl",
+    "(Tensor mu, Tensor logvar, Tensor? eps, Generator? generator, SymInt? seed, "
+    f"{OPTIONS}) -> (Tensor z, Tensor kl, Tensor kl_of_mean, Tensor state, Tensor means)",
+    (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+    _forward,
+    _forward_fake,
+)
+_registry.define(
+    "reparameterize_kl_backward",
+    "(Tensor mu, Tensor logvar, Tensor? eps, Tensor? dz, Tensor? dkl, Tensor? dkl_of_mean, "
+    f"Tensor? state, Tensor? means, {OPTIONS}, bool[3] needs) "
+    "-> (Tensor dmu, Tensor dlogvar, Tensor deps)",
+    (torch.Tag.pt2_compliant_tag,),
+    _backward,
+    _backward_fake,
+)

@@ -12,25 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
-from . import _autograd, _calls, _composed, _eager, _ops
+from . import _autograd, _calls, _composed, _eager, _ops, _registry
 from ._memory import empty_like
 from ._noise import signed64
 from ._options import Options
 
-_ops.LIBRARY.define(
-    "reparameterize_kl_moments(Tensor moments, int dim, Tensor? eps, Generator? generator, "
-    f"SymInt? seed, {_ops._OPTIONS}) "
-    "-> (Tensor z, Tensor kl, Tensor kl_of_mean, Tensor state, Tensor means)",
-    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
-)
-_ops.LIBRARY.define(
-    "reparameterize_kl_moments_backward(Tensor moments, int dim, Tensor? eps, Tensor? dz, "
-    f"Tensor? dkl, Tensor? dkl_of_mean, Tensor? state, Tensor? means, {_ops._OPTIONS}, "
-    "bool[2] needs) -> (Tensor dmoments, Tensor deps)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 Gradients = tuple[Tensor | None, Tensor | None]
 
 
@@ -88,13 +75,23 @@ def _backward_fake(moments: Tensor, dim: int, *rest: Any) -> tuple[Tensor, ...]:
     return tuple(moments.new_empty(0) if t is None else torch.empty_like(t) for t in wanted)
 
 
-for _name, _implementation, _fake in (
-    ("reparameterize_kl_moments", _forward_operator, _forward_fake),
-    ("reparameterize_kl_moments_backward", _backward_operator, _backward_fake),
-):
-    # Not for torch.compile to look into, as in _ops.
-    _ops.LIBRARY.impl(_name, _disable_dynamo(_implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vaekl::{_name}", _fake, lib=_ops.LIBRARY)
+_registry.define(
+    "reparameterize_kl_moments",
+    "(Tensor moments, int dim, Tensor? eps, Generator? generator, SymInt? seed, "
+    f"{_ops.OPTIONS}) -> (Tensor z, Tensor kl, Tensor kl_of_mean, Tensor state, Tensor means)",
+    (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+    _forward_operator,
+    _forward_fake,
+)
+_registry.define(
+    "reparameterize_kl_moments_backward",
+    "(Tensor moments, int dim, Tensor? eps, Tensor? dz, Tensor? dkl, Tensor? dkl_of_mean, "
+    f"Tensor? state, Tensor? means, {_ops.OPTIONS}, bool[2] needs) "
+    "-> (Tensor dmoments, Tensor deps)",
+    (torch.Tag.pt2_compliant_tag,),
+    _backward_operator,
+    _backward_fake,
+)
 
 
 def _gradients(
@@ -171,12 +168,7 @@ def _operator_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     return (dmoments, None, deps, *[None] * 8)
 
 
-torch.library.register_autograd(
-    "vaekl::reparameterize_kl_moments",
-    _operator_backward,
-    setup_context=_operator_context,
-    lib=_ops.LIBRARY,
-)
+_registry.differentiate("reparameterize_kl_moments", _operator_backward, _operator_context)
 
 
 def reparameterize_kl_moments(

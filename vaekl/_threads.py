@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ._registry import kept
+
 
 def _openmp() -> int:
     """The address of GOMP_parallel in the OpenMP runtime that torch is linked with; 0: none."""
@@ -25,24 +27,31 @@ def _openmp() -> int:
 
 
 _PARALLEL = _openmp()
-#: In a forked child only: a thread to start teams from. The one that lived on may have been of a
-#: team whose other threads did not, and would wait for them for ever.
-_leader: ThreadPoolExecutor | None = None
+#: Any other process has been forked from it.
+_HOME: int = kept.setdefault("process", os.getpid())
+_leader: tuple[int, ThreadPoolExecutor] | None = None
 
 
-def _after_fork() -> None:
+def _lead() -> ThreadPoolExecutor | None:
+    """In a forked child, a thread to start teams from.
+
+    The one that lived on may have been of a team whose other threads did not, and would wait for
+    them for ever.
+    """
     global _leader
-    _leader = ThreadPoolExecutor(1, thread_name_prefix="vaekl")
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork)
+    process = os.getpid()
+    if process == _HOME:
+        return None
+    if _leader is None or _leader[0] != process:
+        _leader = process, ThreadPoolExecutor(1, thread_name_prefix="vaekl")
+    return _leader[1]
 
 
 def run(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
     """A kernel on so many threads, or on the calling one where there is no OpenMP."""
-    if threads > 1 and _leader is not None:
-        future = _leader.submit(kernel, _PARALLEL, threads, *arguments)
+    leader = _lead() if threads > 1 else None
+    if leader is not None:
+        future = leader.submit(kernel, _PARALLEL, threads, *arguments)
         try:
             future.result()
         finally:

@@ -243,21 +243,29 @@ class _InDiffusers(DiagonalGaussianDistribution):
     """With the axes of diffusers: a patch changes no number beyond rounding."""
 
     default_dims = (1, 2, 3)
+    #: diffusers' own class, while this one is in its place.
+    stands_for: type | None = None
 
 
 class DiffusersPatch:
     """What :func:`patch_diffusers` did. Leaving its ``with`` block or :meth:`undo` undoes it."""
 
-    def __init__(self, original: type | None) -> None:
-        self._original = original
+    def __init__(self, found: type) -> None:
+        self._original: type | None = None
         #: Names of the modules that held the class.
-        self.modules = () if original is None else _swap(original, _InDiffusers)
+        self.modules: tuple[str, ...] = ()
+        self._ours = _InDiffusers  # this vaekl's, even if it is imported again
+        if found is not _InDiffusers:
+            # Of a vaekl imported before this one, its class gives way too.
+            self._original = getattr(found, "stands_for", None) or found
+            self._ours.stands_for = self._original
+            self.modules = _swap(found, self._ours)
 
     def undo(self) -> None:
         """Put diffusers' own class back, in modules imported since as well. Twice is harmless."""
         original, self._original = self._original, None
         if original is not None:
-            _swap(_InDiffusers, original)
+            _swap(self._ours, original)
 
     def __enter__(self) -> DiffusersPatch:
         return self
@@ -297,8 +305,7 @@ def patch_diffusers() -> DiffusersPatch:
         raise ModuleNotFoundError(
             "patch_diffusers needs diffusers: pip install diffusers", name="diffusers"
         ) from error
-    original = home.DiagonalGaussianDistribution
-    return DiffusersPatch(None if original is _InDiffusers else original)
+    return DiffusersPatch(home.DiagonalGaussianDistribution)
 
 
 def _swap(old: type, new: type) -> tuple[str, ...]:
