@@ -50,7 +50,7 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints-peers.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_PIP) setuptools wheel torch triton
 	$(PEERS_PIP) --no-build-isolation -e '.[cpu,demo,test]'
-	$(PEERS_PIP) diffusers pythae keras
+	$(PEERS_PIP) diffusers pythae keras onnx onnxruntime onnxscript
 	for peer in scvi-tools lerobot; do \
 		$(PEERS_PIP) $$peer || echo "not compared: $$peer does not install here (reason above)"; \
 	done

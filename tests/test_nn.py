@@ -88,3 +88,12 @@ def test_a_small_vae_trains(backend, device):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_noise_is_given_by_name():
+    """Nothing but None without a name, which torch's ONNX exporter by tracing gives."""
+    mu, logvar = make_inputs((2, 3))
+    module = vaekl.nn.ReparameterizeKL().eval()
+    assert torch.equal(module(mu, logvar, None, None).kl, module(mu, logvar).kl)
+    with pytest.raises(TypeError, match=r"eps, generator and seed by name only; got 3 arguments"):
+        module(mu, logvar, torch.zeros(2, 3))

@@ -48,14 +48,15 @@ def phi(logvar: Tensor) -> Tensor:
     """exp(l) - 1 - l without cancellation, differentiable any number of times.
 
     A derivative of the Taylor series is one too, so it loses no digits near 0. The series does not
-    see large arguments: its inf would turn a gradient of 0 into NaN.
+    see large arguments: its inf would turn a gradient of 0 into NaN. For those no expm1 is needed,
+    of which torch's exporter by tracing knows nothing.
     """
     is_small = logvar.abs() <= 1.0
     small = torch.where(is_small, logvar, 0.0)
     series = torch.zeros_like(small)
     for coefficient in PHI_F64:
         series = series * small + coefficient
-    return torch.where(is_small, small * small * series, torch.expm1(logvar) - logvar)
+    return torch.where(is_small, small * small * series, torch.exp(logvar) - 1.0 - logvar)
 
 
 def _noise(

@@ -47,6 +47,22 @@ def phi(logvar: Tensor) -> Tensor:
     return torch.where(logvar.abs() <= 1.0, small, torch.expm1(logvar).sub_(logvar))
 
 
+def _product(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of a product of 32-bit words."""
+    if torch._C._get_tracing_state() is None:
+        product = word * constant  # wraps, which leaves all 64 bits right
+        return product >> 32 & _WORD, product & _WORD
+    # ONNX has >> for numbers that are not negative: as division.
+    low = word * (constant & 0xFFFF)
+    high = word * (constant >> 16) + (low >> 16)
+    return high >> 16, (high & 0xFFFF) * 0x10000 + (low & 0xFFFF)
+
+
+def _xor(a: Tensor, b: Tensor | int) -> Tensor:
+    """a ^ b, of which torch's exporter by tracing knows no more than &."""
+    return a ^ b if torch._C._get_tracing_state() is None else a + b - (a & b) * 2
+
+
 def philox_normal(
     seed: int | Tensor,
     offset: int | Tensor,
@@ -56,7 +72,7 @@ def philox_normal(
     device: torch.device,
 ) -> Tensor:
     """eps [batch, event] of the key: the noise contract in torch integer arithmetic."""
-    groups = -(-event // 4)
+    groups = (event + 3) // 4
     group = torch.arange(batch * groups, device=device)
     zero = torch.zeros_like(group)
     counter = offset >> 2 & (1 << 62) - 1  # a logical shift
@@ -68,14 +84,8 @@ def philox_normal(
     ]
     k0, k1 = seed & _WORD, seed >> 32 & _WORD
     for _ in range(10):
-        # Products wrap in int64, which leaves all 64 bits right; >> is masked to be unsigned.
-        p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
-        c = [
-            (p1 >> 32 & _WORD) ^ c[1] ^ k0,
-            p1 & _WORD,
-            (p0 >> 32 & _WORD) ^ c[3] ^ k1,
-            p0 & _WORD,
-        ]
+        (high0, low0), (high1, low1) = _product(c[0], 0xD2511F53), _product(c[2], 0xCD9E8D57)
+        c = [_xor(_xor(high1, c[1]), k0), low1, _xor(_xor(high0, c[3]), k1), low0]
         k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
     lanes = []
     for radius_word, angle_word in ((c[0], c[1]), (c[2], c[3])):
@@ -126,6 +136,16 @@ def _like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(model, dtype=dtype).copy_(values)
 
 
+def _divide(total: Tensor, denominator: int | Tensor) -> Tensor:
+    """A number by a size, which is a tensor while torch.jit traces."""
+    if torch._C._get_tracing_state() is None:
+        return total / denominator
+    if isinstance(denominator, Tensor):
+        denominator = denominator.to(total.dtype)
+    # By way of an axis: torch's ONNX exporter makes float32 of numbers that have none.
+    return (total.reshape(1) / denominator).reshape(())
+
+
 def outputs(
     mu: Tensor,
     logvar: Tensor,
@@ -155,10 +175,11 @@ def outputs(
         if reduction == "none":
             kl = rows.contiguous()
         else:
-            kl = rows.sum() / kl_denominator(reduction, batch, event)
+            kl = _divide(rows.sum(), kl_denominator(reduction, batch, event))
     if mean_over is not None:
         means = _means(m.reshape(batch, event), v.reshape(batch, event), mean_over)
-        kl_of_mean = 0.5 * (means[0] * means[0] + phi(means[1])).sum()
+        mean_m, mean_v = means[0].reshape(-1), means[1].reshape(-1)  # an axis, as above
+        kl_of_mean = (0.5 * (mean_m * mean_m + phi(mean_v))).sum()
     return z, kl, kl_of_mean, means
 
 

@@ -78,12 +78,20 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         self,
         mu: Tensor,
         logvar: Values,
-        *,
+        *unnamed: None,
         eps: Values | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> ReparamKL[OfMean]:
-        """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; errors as there."""
+        """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; errors as there.
+
+        ``unnamed``: nothing. (torch's ONNX exporter by tracing gives defaults without names.)
+        """
+        if any(value is not None for value in unnamed):
+            raise TypeError(
+                "forward() takes mu and logvar, and eps, generator and seed by name only; got "
+                f"{2 + len(unnamed)} arguments without a name"
+            )
         sample = self.training or self.sample_in_eval
         z, kl, of_mean = functional.compute(
             mu,
