@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 
 from . import _validate, functional
-from ._noise import draw_key
-from ._options import LOGVAR_RANGE
-
-#: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
-CLAMP = LOGVAR_RANGE
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from ._attributes import CLAMP, Attributes
+from ._draws import Generators, drawn, given
 
 
-class DiagonalGaussianDistribution:
+class DiagonalGaussianDistribution(Attributes):
     """N(mean, e^logvar) of an encoder's output, as ``diffusers``' class of this name.
 
     Same constructor, attributes and methods; beside them ``kl(dims=)`` and :meth:`sample_and_kl`.
     What differs: KLs and nll are float32 for half precision inputs (an SD-sized KL of 130,000 nats
     is inf in float16) and keep their digits near 0; noise comes from vaekl; mean, logvar, std and
-    var are computed when read and cannot be assigned.
+    var are computed when read.
+
+    All of them may be assigned, and written to in place, and mean nothing to each other: a sample
+    is ``mean + std * eps``, kl() and nll() are of mean, var and logvar, as they are then. (mean is
+    a view of parameters, logvar, std and var are what parameters said at first.) Untouched, all
+    are read from parameters in one launch; touched, they take plain torch operations.
 
     kl() and nll() sum over all axes but the first. diffusers sums over [1, 2, 3], which on a 5-D
     video tensor [B, C, T, H, W] leaves [B, W]: averaged, a KL too small by the factor W.
@@ -56,28 +57,7 @@ class DiagonalGaussianDistribution:
                 f"{tuple(parameters.shape)}"
             )
         _validate.moments(parameters, 1, name="parameters")
-        self.parameters = parameters
-        self.deterministic = deterministic
-
-    @property
-    def mean(self) -> Tensor:
-        """[B, C, ...], a view of parameters."""
-        return self.parameters.chunk(2, dim=1)[0]
-
-    @property
-    def logvar(self) -> Tensor:
-        """[B, C, ...], clamped to [-30, 20]."""
-        return self.parameters.chunk(2, dim=1)[1].clamp(*CLAMP)
-
-    @property
-    def std(self) -> Tensor:
-        """exp(logvar / 2), or 0 if deterministic."""
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
-
-    @property
-    def var(self) -> Tensor:
-        """exp(logvar), or 0 if deterministic."""
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+        super().__init__(parameters, deterministic)
 
     def sample(self, generator: Generators = None) -> Tensor:
         """``mean + std * eps``, [B, C, ...], of the dtype of parameters.
@@ -97,25 +77,27 @@ class DiagonalGaussianDistribution:
     def sample_and_kl(self, generator: Generators = None) -> tuple[Tensor, Tensor]:
         """``(sample(generator), kl())`` in one launch, and one backward: the sample [B, C, ...] and
         its KL to N(0, I) in nats, [B], summed over all axes but the first. Errors as in sample."""
+        if self.deterministic or not self._is_as_made("mean", "logvar", "std", "var"):
+            return self.sample(generator), self.kl(dims=range(1, self.mean.dim()))
         z, kl = self._draw(generator, "none")
-        return z, kl if kl is not None else self._zero()
+        return z, kl if kl is not None else self.kl(dims=range(1, self.mean.dim()))
 
     def _draw(self, generator: Generators, reduction: str | None) -> tuple[Tensor, Tensor | None]:
-        if self.deterministic:
+        """A sample, and its KLs if asked for and as cheap."""
+        is_as_made = self._is_as_made("mean", "std")
+        if is_as_made and self._is_zero:
             return self.mean.clone(), None
-        if not isinstance(generator, Sequence):
-            return _drawn(self.parameters, generator, reduction)
-        if len(generator) == 1:
-            return _drawn(self.parameters, generator[0], reduction)
-        count = self.parameters.shape[0]
-        if len(generator) != count or count == 0:
-            raise ValueError(
-                f"generator must be one torch.Generator or a list of one per sample, {count}; "
-                f"got a list of {len(generator)}"
-            )
-        results = [_drawn(p, g, reduction) for p, g in zip(self.parameters.split(1), generator)]
-        kls = [kl for _, kl in results if kl is not None]
-        return torch.cat([z for z, _ in results]), torch.cat(kls) if kls else None
+        if is_as_made and self._is_in_parameters():
+            return drawn(self._moments, generator, reduction)
+        mean, std = self.mean, self.std
+        wide = _wide(self._parameters).dtype
+        # Of mean 0 and std 1, samples are the noise that they have.
+        noise = torch.zeros((), dtype=wide, device=mean.device)
+        noise = noise.expand(*mean.shape[:1], 2 * math.prod(mean.shape[1:]))
+        eps = drawn(noise, generator, None)[0].reshape(mean.shape)
+        dtype = torch.promote_types(mean.dtype, std.dtype)
+        dtype = torch.promote_types(dtype, self._parameters.dtype)
+        return (_wide(mean) + _wide(std) * eps).to(dtype), None
 
     def kl(
         self, other: DiagonalGaussianDistribution | None = None, dims: Sequence[int] | None = None
@@ -140,29 +122,49 @@ class DiagonalGaussianDistribution:
         if self.deterministic:
             return self._zero()
         axes = self._axes(dims)
-        if other is None and axes == tuple(range(1, self.parameters.dim())):
-            packed = functional.compute_moments(
-                self.parameters, dim=1, reduction="none", clamp=CLAMP, backend="auto", sample=False
-            )
-            return _given(packed[1])
-        mean, logvar = self.mean, self.logvar
+        is_one, is_whole = self._is_one(), axes == tuple(range(1, self._moments.dim()))
+        if is_one and is_whole and other is None:
+            if self._is_as_made("mean") and self._is_in_parameters():
+                packed = functional.compute_moments(
+                    self._moments, dim=1, reduction="none", clamp=CLAMP, backend="auto",
+                    sample=False,
+                )  # fmt: skip
+                return given(packed[1])
+        mean, logvar = self.mean, self._made("logvar") if is_one else self.logvar
         if other is not None:
             if not (hasattr(other, "mean") and hasattr(other, "logvar")):
                 raise TypeError(
                     "other must have a distribution's mean and logvar, got " + type(other).__name__
                 )
             _same_shape("other.mean", other.mean, mean)
+            if not is_one or not _is_of_one(other):
+                return self._kl_of_parts(other, axes)
             # The KL does not change when both are moved and scaled so that the other is N(0, I).
             mean, theirs, logvar, width = map(_wide, (mean, other.mean, logvar, other.logvar))
             scale = torch.exp(-0.5 * width)
-            if getattr(other, "deterministic", False):
+            if _is_zero(other):
                 scale = torch.full_like(scale, torch.inf)
             mean, logvar = (mean - theirs) * scale, logvar - width
+        elif not is_one or mean.shape != logvar.shape:
+            return self._kl_of_parts(None, axes)
         kept = [axis for axis in range(mean.dim()) if axis not in axes]
         order = (*kept, *axes)
         return functional.kl_loss(
             mean.permute(order), logvar.permute(order), batch_dims=len(kept), reduction="none"
         )
+
+    def _is_one(self) -> bool:
+        """Are var and logvar those of one distribution?"""
+        return not self._is_zero and self._is_as_made("logvar", "var")
+
+    def _kl_of_parts(self, other: Any, axes: tuple[int, ...]) -> Tensor:
+        """The formula of :meth:`kl` in mean, var and logvar, whatever they are."""
+        mean, var, logvar = map(_wide, (self.mean, self.var, self.logvar))
+        if other is None:
+            return 0.5 * (mean.square() + var - 1.0 - logvar).sum(axes)
+        theirs, their_var, their_logvar = map(_wide, (other.mean, other.var, other.logvar))
+        squares = (mean - theirs).square() / their_var
+        return 0.5 * (squares + var / their_var - 1.0 - logvar + their_logvar).sum(axes)
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         """``½ Σ (ln 2π + logvar + (sample − mean)² / var)`` in nats: minus the log density.
@@ -173,8 +175,13 @@ class DiagonalGaussianDistribution:
             return self._zero()
         axes = self._axes(dims)
         _same_shape("sample", sample, self.mean)
-        logvar = _wide(self.logvar)
-        squares = (_wide(sample) - _wide(self.mean)).square() * torch.exp(-logvar)
+        squares = (_wide(sample) - _wide(self.mean)).square()
+        if self._is_one():
+            logvar = _wide(self._made("logvar"))
+            squares = squares * torch.exp(-logvar)
+        else:
+            logvar = _wide(self.logvar)
+            squares = squares / _wide(self.var)
         return 0.5 * (math.log(2 * math.pi) + logvar + squares).sum(axes)
 
     def mode(self) -> Tensor:
@@ -182,11 +189,11 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def _zero(self) -> Tensor:
-        return torch.zeros(1, device=self.parameters.device)
+        return torch.zeros(1, device=self._parameters.device)
 
     def _axes(self, dims: Sequence[int] | int | None) -> tuple[int, ...]:
         """dims counted from the front; none at all is every axis, as in torch.sum."""
-        rank = self.parameters.dim()
+        rank = (self._moments if self._is_as_made("mean") else self.mean).dim()
         if dims is None:
             dims = self.default_dims if self.default_dims is not None else range(1, rank)
         axes = [dims] if isinstance(dims, int) else list(dims)
@@ -200,10 +207,16 @@ class DiagonalGaussianDistribution:
         return tuple(counted)
 
 
-def _given(result: Tensor | None) -> Tensor:
-    if result is None:
-        raise RuntimeError("a result that was asked for is missing")
-    return result
+def _is_of_one(other: Any) -> bool:
+    """Are its logvar and var what they were at first? Nobody knows of another class."""
+    return not isinstance(other, Attributes) or other._is_as_made("logvar", "var")
+
+
+def _is_zero(other: Any) -> bool:
+    """Had it no width from the first?"""
+    if isinstance(other, Attributes):
+        return other._is_zero
+    return bool(getattr(other, "deterministic", False))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -217,26 +230,6 @@ def _same_shape(name: str, value: Tensor, mean: Tensor) -> None:
         raise ValueError(
             f"{name} must have the shape of mean, {tuple(mean.shape)}; got {tuple(value.shape)}"
         )
-
-
-def _drawn(
-    parameters: Tensor, generator: torch.Generator | None, reduction: str | None
-) -> tuple[Tensor, Tensor | None]:
-    """A sample, and its KLs if asked for; one launch."""
-    eps = seed = None
-    device = parameters.device
-    if isinstance(generator, torch.Generator) and generator.device.type == "cpu" != device.type:
-        if device.type == "cuda":  # the key that the generator would give for tensors of the CPU
-            seed, generator = draw_key(generator.device, generator, None)[0], None
-        else:
-            shape = parameters.chunk(2, dim=1)[0].shape
-            eps, generator = torch.randn(shape, generator=generator, dtype=parameters.dtype), None
-            eps = eps.to(device)
-    z, kl, _ = functional.compute_moments(
-        parameters, dim=1, reduction=reduction, noise=(eps, generator, seed), clamp=CLAMP,
-        backend="auto",
-    )  # fmt: skip
-    return _given(z), kl
 
 
 class _InDiffusers(DiagonalGaussianDistribution):

@@ -139,6 +139,63 @@ def test_samples_have_the_right_distribution(make, theirs):
             assert torch.equal(together, torch.cat(alone))
 
 
+def moved(p):
+    for name in ("mean", "logvar", "std", "var", "parameters"):
+        setattr(p, name, getattr(p, name).clone().contiguous())
+
+
+def changed(p, **changes):
+    for name, change in changes.items():
+        value = change(getattr(p, name))
+        if value is not None:
+            setattr(p, name, value)
+
+
+#: What code around diffusers does to a posterior.
+WRITES = {
+    "moved": moved,
+    "mean": lambda p: changed(p, mean=lambda t: 3 * t),
+    "mean in place": lambda p: p.mean.mul_(2) is None,
+    "no width": lambda p: changed(p, std=torch.zeros_like),
+    "no width in place": lambda p: p.std.zero_() is None,
+    "var": lambda p: changed(p, var=lambda t: t + 1),
+    "logvar in place": lambda p: p.logvar.add_(5) is None,
+    "parameters in place": lambda p: p.parameters.mul_(2) is None,
+    "parameters": lambda p: changed(p, parameters=lambda t: 2 * t),
+    "deterministic": lambda p: changed(p, deterministic=lambda flag: not flag),
+    "all": lambda p: [getattr(p, n).mul_(1.5) for n in ("mean", "logvar", "std", "var")],
+}
+
+
+@pytest.mark.parametrize("write", list(WRITES))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_attributes_are_written_to(write, dtype, deterministic, theirs):
+    """The same changes to both: the same samples, KLs and attributes, once patched."""
+    p, x = parameters((2, 8, 6, 5), dtype), parameters((2, 4, 6, 5), dtype, seed=2)
+    eps = Ours(torch.zeros(2, 8, 6, 5)).sample(torch.Generator().manual_seed(0))
+    with vaekl.patch_diffusers():
+        patched = getattr(importlib.import_module(theirs.__module__), NAME)
+        mine = patched(p.clone(), deterministic=deterministic)
+    other = theirs(p.clone(), deterministic=deterministic)
+    for each in (mine, other):
+        WRITES[write](each)
+    for name in ("parameters", "mean", "logvar", "std", "var"):
+        assert torch.equal(getattr(mine, name), getattr(other, name)), name
+    limits = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    )
+    for a, b in ((mine.kl(), other.kl()), (mine.nll(x), other.nll(x))):
+        torch.testing.assert_close(a.float(), b.float(), **limits)
+    with peer_cases.fixed_noise(eps):
+        expected = other.sample()
+    z = mine.sample(torch.Generator().manual_seed(0))
+    assert z.dtype == expected.dtype
+    torch.testing.assert_close(z, expected, **limits)
+    again = pickle.loads(pickle.dumps(mine))
+    assert torch.equal(again.sample(torch.Generator().manual_seed(0)), z)
+
+
 def holders(kind):
     """Modules of diffusers that hold a class."""
     modules = [(n, m) for n, m in sys.modules.items() if n.startswith("diffusers") and m]

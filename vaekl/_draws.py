@@ -1,0 +1,60 @@
+"""Samples of packed parameters, for one generator or for one per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import functional
+from ._attributes import CLAMP
+from ._noise import draw_key
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def given(result: Tensor | None) -> Tensor:
+    """A result that was asked for."""
+    if result is None:
+        raise RuntimeError("a result that was asked for is missing")
+    return result
+
+
+def drawn(
+    parameters: Tensor, generator: Generators, reduction: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """A sample, and its KLs if asked for, from a generator or one per sample."""
+    if not isinstance(generator, Sequence):
+        return _of_one(parameters, generator, reduction)
+    if len(generator) == 1:
+        return _of_one(parameters, generator[0], reduction)
+    count = parameters.shape[0]
+    if len(generator) != count or count == 0:
+        raise ValueError(
+            f"generator must be one torch.Generator or a list of one per sample, {count}; "
+            f"got a list of {len(generator)}"
+        )
+    results = [_of_one(p, g, reduction) for p, g in zip(parameters.split(1), generator)]
+    kls = [kl for _, kl in results if kl is not None]
+    return torch.cat([z for z, _ in results]), torch.cat(kls) if kls else None
+
+
+def _of_one(
+    parameters: Tensor, generator: torch.Generator | None, reduction: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """A sample, and its KLs if asked for; one launch."""
+    eps = seed = None
+    device = parameters.device
+    if isinstance(generator, torch.Generator) and generator.device.type == "cpu" != device.type:
+        if device.type == "cuda":  # the key that the generator would give for tensors of the CPU
+            seed, generator = draw_key(generator.device, generator, None)[0], None
+        else:
+            shape = parameters.chunk(2, dim=1)[0].shape
+            eps, generator = torch.randn(shape, generator=generator, dtype=parameters.dtype), None
+            eps = eps.to(device)
+    z, kl, _ = functional.compute_moments(
+        parameters, dim=1, reduction=reduction, noise=(eps, generator, seed), clamp=CLAMP,
+        backend="auto",
+    )  # fmt: skip
+    return given(z), kl
