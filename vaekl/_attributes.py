@@ -16,7 +16,6 @@ from ._options import LOGVAR_RANGE
 
 #: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
 CLAMP = LOGVAR_RANGE
-PUBLIC = ("parameters", "mean", "logvar", "deterministic", "std", "var")
 
 
 class _Held(NamedTuple):
@@ -106,17 +105,15 @@ class Attributes:
         self._assign("var", value)
 
     def __getstate__(self) -> dict[str, Any]:
-        held = {
-            name: held._replace(is_made=held.is_made and name == "mean")
-            for name, held in self._held.items()
-            if not self._is_as_made(name)
-        }
+        # A plain dict of tensors: no more to trust for torch.load than the class itself.
+        held = {n: held.tensor for n, held in self._held.items() if not self._is_as_made(n)}
         kept = None if self._is_in_parameters() or self._kept is None else (self._kept[0], None)
         own = ("deterministic", "_is_zero", "_parameters", "_moments", "_with_graph")
         return {**{name: getattr(self, name) for name in own}, "_held": held, "_kept": kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
+        held = {n: _held(t, is_made=False) for n, t in state["_held"].items()}
+        for name, value in {**state, "_held": held}.items():
             setattr(self, name, value)
 
     def _read(self, name: str) -> Tensor:

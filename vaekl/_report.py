@@ -137,6 +137,14 @@ class DiagnosticsReport:
     def to_dict(self, *, per_dimension: bool = False) -> dict[str, float]:
         """The totals as flat floats, for TensorBoard, W&B and the like.
 
+        NaN where mu or logvar is not finite, and of this JSON has none (Python writes a NaN that
+        other parsers refuse):
+
+        ```python
+        known = {name: x if math.isfinite(x) else None for name, x in report.to_dict().items()}
+        line = json.dumps(known, allow_nan=False)
+        ```
+
         Args:
             per_dimension: Also every dimension of ``kl_dims``, ``kl_of_mean_dims``,
                 ``aggregate_kl_dims``, ``information`` and ``var_mu``, as ``"kl_dims/0"``.

@@ -23,6 +23,15 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
 
     In ``eval()`` z is the mode, mu itself, and no noise is drawn, unless ``sample_in_eval=True``.
 
+    It has no state, so a ``state_dict`` is loaded as ever. A module saved whole is loaded by
+    ``torch.load`` where its class is named as one to trust:
+
+    ```python
+    torch.save(vaekl.nn.ReparameterizeKL(reduction="mean"), "loss.pt")
+    with torch.serialization.safe_globals([vaekl.nn.ReparameterizeKL]):
+        loss = torch.load("loss.pt", weights_only=True)
+    ```
+
     Raises:
         TypeError, ValueError: An option of the wrong type or value.
     """
