@@ -100,7 +100,8 @@ def walk(
     )  # fmt: skip
     counters = shared.ctypes.data
     work = works[fetch_add(counters, WORKERS)]
-    dtype, zero, lo, hi = numbers.dtype.type, numbers.dtype.type(0), numbers[0], numbers[1]
+    dtype, zero = works.dtype.type, works.dtype.type(0)
+    lo, hi = dtype(numbers[0]), dtype(numbers[1])
     most = min(BLOCK, B * D)
     g, of_mu, of_logvar = (
         block(work, MORE, most), block(work, MORE + 1, most), block(work, MORE + 2, most)
@@ -159,7 +160,7 @@ def walk(
 def backward(
     parallel, threads,  # of on_team
     works,  # each worker's own: BUFFERS blocks of the computation's dtype
-    numbers,  # (lo, hi) of clamp, in the same dtype
+    numbers,  # (lo, hi) of clamp, float64
     plan,  # int64: what is fixed about the call, see cpu_blocks
     shared,  # float64 zeros: counters (as int64) of all workers
     mu, logvar, eps,  # addresses of tensors; eps absent: drawn in forward, again here

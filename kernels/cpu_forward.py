@@ -94,8 +94,9 @@ def divided(plan, shared):
 
 
 @njit(**JIT)
-def finish(dtype, plan, shared, kl, kl_of_mean, means):
+def finish(works, plan, shared, kl, kl_of_mean, means):
     """All pieces are done: add their sums, in order."""
+    dtype = works.dtype.type
     B, D, _, _, _ = shape_of(plan)
     n_tiles, _ = counts(shape_of(plan))
     sums, row_sums, _ = divided(plan, shared)
@@ -133,7 +134,8 @@ def walk(works, numbers, plan, shared, mu, logvar, eps, z, kl, means, seed, offs
     work = works[fetch_add(counters, WORKERS)]
     more = block(work, MORE, 0).ctypes.data
     b_eps = block(work, 2, BLOCK)
-    dtype, lo, hi = numbers.dtype.type, numbers[0], numbers[1]
+    dtype = works.dtype.type
+    lo, hi = dtype(numbers[0]), dtype(numbers[1])
     while True:
         first, end = next_pieces(plan, counters)
         if first == end:
@@ -202,7 +204,7 @@ def walk(works, numbers, plan, shared, mu, logvar, eps, z, kl, means, seed, offs
 def forward(
     parallel, threads,  # of on_team
     works,  # each worker's own: BUFFERS blocks of the computation's dtype
-    numbers,  # (lo, hi) of clamp, in the same dtype
+    numbers,  # (lo, hi) of clamp, float64
     plan,  # int64: what is fixed about the call, see cpu_blocks
     shared,  # float64 zeros: counters (as int64) and sums of all workers
     mu, logvar, eps, z,  # addresses of tensors; eps absent: drawn here
@@ -215,4 +217,4 @@ def forward(
         write(state, 1, offset)
     arguments = (works, numbers, plan, shared, mu, logvar, eps, z, kl, means, seed, offset)
     on_team(parallel, threads, walk, arguments)
-    finish(numbers.dtype.type, plan, shared, kl, kl_of_mean, means)
+    on_team(0, 1, finish, (works, plan, shared, kl, kl_of_mean, means))

@@ -80,9 +80,12 @@ def f32_to_bf16(value):
 @njit(**JIT)
 def f16_to_f32(bits):
     size = i32(i32(bits) & 0x7FFF)
-    scaled = as_f32(i32(size << 13)) * f32(2.0**112)  # subnormals too
+    # Subnormals as steps above 2^-14: as subnormals of float32 they take some machines long.
+    normal = as_f32(i32((size << 13) + (112 << 23)))
+    subnormal = as_f32(i32((size << 13) + (113 << 23))) - f32(2.0**-14)
     special = as_f32(i32((size << 13) | 0x7F800000))  # inf and NaN
-    magnitude = special if size >= 0x7C00 else scaled
+    magnitude = subnormal if size < 0x400 else normal
+    magnitude = special if size >= 0x7C00 else magnitude
     return as_f32(i32(as_i32(magnitude) | i32((i32(bits) & 0x8000) << 16)))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ _KINDS = {
     torch.bfloat16: kernels.BF16,
     torch.float16: kernels.F16,
 }
+NO_BOUNDS = (0.0, 0.0)  # read by nobody
 _STATE = torch.empty(2, dtype=torch.int64, device="cpu")
 _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
 #: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
@@ -52,7 +52,8 @@ class Launch:
         arrangement: Arrangement,
         dtypes: list[torch.dtype],
         options: Options,
-        numbers: np.ndarray[Any, Any],
+        dtype: torch.dtype,
+        numbers: tuple[float, float],
         buffers: int = kernels.BUFFERS,
     ) -> None:
         view, block = arrangement.view, kernels.BLOCK
@@ -74,7 +75,8 @@ class Launch:
         flags = (chunk, per_row, _MEAN_OVER[options.mean_over], options.clamp is not None)
         tensors = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
         flat = (*shape, *flags, denominator, arrangement.dkl_row, *chain.from_iterable(tensors))
-        self.kernel, self.numbers = kernel, numbers
+        self.kernel, self.dtype = kernel, np.dtype(str(dtype).removeprefix("torch."))
+        self.numbers = np.array(numbers, np.float64)
         self.plan = np.frombuffer(array("q", flat), np.int64)  # half the time of np.array
         self.own = buffers * block
         self.tiles, self.ranges = tiles, ranges
@@ -84,14 +86,9 @@ class Launch:
     def __call__(self, *addresses: int) -> None:
         """Run on as many threads as torch would use."""
         threads = torch.get_num_threads() if self.is_shared_out else 1
-        works = np.empty((threads, self.own), self.numbers.dtype)
+        works = np.empty((threads, self.own), self.dtype)
         shared = np.zeros(self.shared)
         _threads.run(self.kernel, threads, works, self.numbers, self.plan, shared, *addresses)
-
-
-def _numbers(dtype: torch.dtype, options: Options) -> np.ndarray[Any, Any]:
-    """The bounds of clamp in the computation's dtype."""
-    return np.array(options.clamp or (0, 0), str(dtype).removeprefix("torch."))
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -115,7 +112,8 @@ class ForwardPlan:
     ) -> None:
         dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
         dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
-        launch = Launch(kernels.forward, arrangement, dtypes, options, _numbers(dtype, options))
+        bounds = options.clamp or NO_BOUNDS
+        launch = Launch(kernels.forward, arrangement, dtypes, options, dtype, bounds)
         # Sums, as `divided` in kernels/cpu_forward.py has them.
         batch, event = arrangement.view.batch, arrangement.view.event
         by_column, by_row = options.mean_over == "batch", options.reduction == "none"
@@ -184,7 +182,8 @@ def _prepare_backward(
 ) -> Callable[..., None]:
     inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
     dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
-    launch = Launch(kernels.backward, arrangement, dtypes, options, _numbers(dtype, options))
+    bounds = options.clamp or NO_BOUNDS
+    launch = Launch(kernels.backward, arrangement, dtypes, options, dtype, bounds)
     return lambda *tensors: launch(*map(_address, tensors))
 
 

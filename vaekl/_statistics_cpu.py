@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,14 @@ def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         return sums(mu, logvar, batch_dims)
     shape = (kernels.SUMS + 1, arrangement.view.event)
     out = torch.empty(shape, dtype=torch.float64, device="cpu")
-    dtypes, numbers = [mu.dtype, logvar.dtype], np.array(LOGVAR_RANGE)
     launch = Launch(
-        kernels.statistics, arrangement, dtypes, options, numbers, kernels.STATISTICS_BUFFERS
+        kernels.statistics,
+        arrangement,
+        [mu.dtype, logvar.dtype],
+        options,
+        torch.float64,
+        LOGVAR_RANGE,
+        kernels.STATISTICS_BUFFERS,
     )
     launch.shared += launch.ranges * kernels.SUMS * arrangement.view.event
     launch(mu.data_ptr(), logvar.data_ptr(), out.data_ptr())
