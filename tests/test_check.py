@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _calls, _check, _statistics, _validate
+from vaekl import _backends, _calls, _check, _statistics, _validate
 from vaekl.__main__ import main
 
 MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
@@ -159,14 +159,15 @@ def test_json(quick, capsys):
 def test_what_cannot_run_says_why(quick, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(_validate, "_interpreting", lambda: False)
-    monkeypatch.setattr(_validate, "has_numba", lambda: False)
+    monkeypatch.setitem(sys.modules, "numba", None)  # not installed
+    _backends.forget()
     assert main(["check"]) == 0
     printed = capsys.readouterr().out
     assert "triton     not available: no CUDA or ROCm device that torch can use" in printed
     assert "cpu        not available: needs numba: pip install 'vaekl[cpu]'" in printed
     assert "eager      ok" in printed
-    monkeypatch.setattr(_validate, "has_triton", lambda: False)
-    assert _check.where("triton").reason.startswith("needs triton: pip install")
+    monkeypatch.undo()
+    _backends.forget()
 
 
 def test_progress_bar_on_a_terminal(quick, monkeypatch, capsys):

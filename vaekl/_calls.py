@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _eager, _layout, _validate
+from . import _backends, _eager, _layout, _validate
 from ._eager import Backward, Forward
 from ._options import Options, compute_dtype, sizes
 
@@ -64,9 +64,15 @@ def use_config(config: _layout.Config) -> Iterator[None]:
 
 
 def _module(backend: str) -> ModuleType:
-    """The backend's launcher, imported on first use."""
+    """The backend's launcher, imported on first use.
+
+    Raises:
+        ModuleNotFoundError: What it needs does not work. A compiled program may come from a machine
+            where it does.
+    """
     module = _loaded.get(backend)
     if module is None:
+        _backends.require(backend)
         module = _loaded[backend] = _import(backend)
     return module
 

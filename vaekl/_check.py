@@ -105,6 +105,8 @@ class BackendResult:
 def where(backend: str) -> BackendResult:
     """The device that a backend runs on here, or why it cannot."""
     has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.init()  # Triton's driver is started only then
     device = "cpu" if backend == "cpu" or not has_gpu else "cuda"
     interpreted = backend == "triton" and device == "cpu" and _validate._interpreting()
     try:

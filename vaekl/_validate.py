@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import numbers
 import operator
-import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _backends
 from ._options import DTYPES, compute_dtype
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
@@ -225,53 +224,26 @@ def _within(bound: float, largest: float) -> float:
     return math.inf if bound > 0 else -math.inf
 
 
-# Found out once and for all; torch.compile, which traces what reads it, warns of a cached function.
-_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
-if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":  # it would not compile anything
-    _INSTALLED["numba"] = False
-
-
-def has_triton() -> bool:
-    """Is triton installed (not imported here)?"""
-    return _INSTALLED["triton"]
-
-
-def has_numba() -> bool:
-    """Is there a numba that compiles (not imported here)?"""
-    return _INSTALLED["numba"]
-
-
 def resolve_backend(backend: Any, device: torch.device) -> str:
     """The backend that runs: "triton", "cpu" or "eager".
 
     Raises:
         ValueError: an unknown name, or a backend asked for on a device that it cannot use.
-        ModuleNotFoundError: what the backend asked for needs is not installed.
+        ModuleNotFoundError: what the backend asked for needs is not installed, or does not work.
     """
     if backend == "auto":
-        kind = device.type
-        if kind == "cuda" and has_triton():
-            return "triton"
-        return "cpu" if kind == "cpu" and has_numba() else "eager"
+        return _backends.automatic(device.type)
     choice("backend", backend, BACKENDS)
-    if backend == "cpu":
-        if not has_numba():
-            raise ModuleNotFoundError(
-                "backend='cpu' needs numba: pip install 'vaekl[cpu]' (NUMBA_DISABLE_JIT not set)"
-            )
-        if device.type not in ("cpu", "meta"):
-            raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    if backend == "triton":
-        if not has_triton():
-            raise ModuleNotFoundError("backend='triton' needs triton: pip install 'triton>=3.6'")
-        if device.type not in ("cuda", "meta") and not _interpreting():
-            raise ValueError(
-                f"backend='triton' needs tensors on a CUDA or ROCm device, got {device} (set "
-                "TRITON_INTERPRET=1 before importing triton to run the kernels on the CPU, slowly)"
-            )
+    if _backends.why_not(backend, device.type) is not None:
+        _backends.require(backend, device.type)
+    if backend == "cpu" and device.type not in ("cpu", "meta"):
+        raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
+    if backend == "triton" and device.type not in ("cuda", "meta") and not _interpreting():
+        raise ValueError(
+            f"backend='triton' needs tensors on a CUDA or ROCm device, got {device} (set "
+            "TRITON_INTERPRET=1 before importing triton to run the kernels on the CPU, slowly)"
+        )
     return str(backend)
 
 
-def _interpreting() -> bool:
-    """Do Triton's kernels run under its interpreter?"""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+_interpreting = _backends.interpreting

@@ -126,7 +126,7 @@ def diagnose(
     Raises:
         TypeError: An argument of the wrong type or dtype.
         ValueError: A shape, device or option that does not fit, or no elements at all.
-        ModuleNotFoundError: A backend asked for by name is not installed.
+        ModuleNotFoundError: A backend asked for by name is not installed, or cannot run.
     """
     return evaluate(_statistics(mu, logvar, batch_dims, backend))
 

@@ -87,7 +87,7 @@ def reparameterize_kl(
     Raises:
         TypeError: An argument of the wrong type or dtype.
         ValueError: A shape, device, option or combination that does not fit.
-        ModuleNotFoundError: A backend asked for by name is not installed.
+        ModuleNotFoundError: A backend asked for by name is not installed, or cannot run.
     """
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
@@ -158,7 +158,7 @@ def reparameterize_kl_moments(
     Raises:
         TypeError: An argument of the wrong type or dtype.
         ValueError: An odd size along dim; a shape, device, option or combination that does not fit.
-        ModuleNotFoundError: A backend asked for by name is not installed.
+        ModuleNotFoundError: A backend asked for by name is not installed, or cannot run.
     """
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
