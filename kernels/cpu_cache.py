@@ -1,12 +1,24 @@
-"""CPU code: compiled kernels kept on disk, one set for each state of the sources."""
+"""CPU code: compiled kernels kept on disk, one set for each state of the sources.
+
+A file holds its checksum and what numba would keep. Machine code that a full disk, a power cut or a
+killed process has damaged may still unpickle, and then crash: it is not loaded but compiled anew.
+numba's own index of files is not used, which two processes that write at once can leave naming code
+of other types than it holds.
+"""
 
 import hashlib
+import os
+import pickle
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import llvmlite
 import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
+
+_CHECKSUM = hashlib.sha256().digest_size
 
 
 def _digest():
@@ -21,15 +33,73 @@ def _digest():
     return digest.hexdigest()[:16]
 
 
+class _Files:
+    """Compiled code of one function: a file for each key (types of arguments, processor)."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = Path(folder), name
+
+    def path(self, key):
+        """The file of a key."""
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        return self.folder / f"{self.name}-{digest}.nbc"
+
+    def _checksum(self, path, data):
+        # With the name: a file in the place of another is damage, too.
+        return hashlib.sha256(path.name.encode() + data).digest()
+
+    def load(self, key):
+        """What was saved, to the byte; None if it was not, or is damaged."""
+        path = self.path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        data = content[_CHECKSUM:]
+        if content[:_CHECKSUM] != self._checksum(path, data):
+            self.remove(key)
+            return None
+        return pickle.loads(data)
+
+    def save(self, key, code):
+        """Keep code, in one step for who reads at the same time."""
+        path, data = self.path(key), dumps(code)
+        unfinished = path.with_name(f"{path.name}.tmp.{uuid.uuid4().hex[:16]}")
+        try:
+            unfinished.write_bytes(self._checksum(path, data) + data)
+            os.replace(unfinished, path)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+    def remove(self, key):
+        """Forget a key, where that may be done."""
+        with suppress(OSError):
+            self.path(key).unlink()
+
+    def flush(self):
+        """Forget all keys."""
+        for path in self.folder.glob(f"{self.name}-*.nbc"):
+            with suppress(OSError):
+                path.unlink()
+
+
 class _Cache(FunctionCache):
-    """Files with the digest in their names, so that one of other sources is never read."""
+    """numba's, with files of our own; the digest in their names: of other sources none is read."""
 
     digest = _digest()
 
     def __init__(self, function):
         super().__init__(function)
-        name = f"{self._impl.filename_base}-{self.digest}"
-        self._cache_file = IndexDataCacheFile(self._cache_path, name, self.digest)
+        self._cache_file = _Files(self._cache_path, f"{self._impl.filename_base}-{self.digest}")
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever code that is whole and yet no use to this process ends in
+            self._cache_file.remove(self._index_key(sig, target_context.codegen()))
+            return None
 
     def _guard_against_spurious_io_errors(self):
         return suppress(OSError)  # a full disk costs the next process a compilation, no more

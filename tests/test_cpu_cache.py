@@ -1,13 +1,21 @@
-"""The cpu backend's compiled code on disk."""
+"""The cpu backend's compiled code on disk.
+
+What is about the files is tested with a kernel that compiles in no time, in a package that has the
+same `cpu_cache`.
+"""
 
 import compileall
+import importlib
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import pytest
+from vaekl.kernels.cpu_cache import _Files
 
 ROOT = Path(__file__).parents[1]
 CALL = (
@@ -16,24 +24,32 @@ CALL = (
     "z, kl, of_mean = vaekl.reparameterize_kl(x, x, seed=1, backend='cpu')\n"
     "(z.sum() + kl + of_mean).backward()\n"
     "print(z.sum().item(), kl.item())\n"
+    "from vaekl.kernels import cpu\n"
+    "print(*(sum(kernel.stats.cache_misses.values()) for kernel in (cpu.forward, cpu.backward)))\n"
 )
-COMPILED = "from vaekl.kernels import cpu; print(sum({}.stats.cache_misses.values()))\n"
 KL = (
     "import torch, vaekl; x = torch.ones(4, 2)\n"
     "print(vaekl.kl_loss(x, torch.zeros_like(x), backend='cpu').item())\n"
-    + COMPILED.format("cpu.forward")
+    "from vaekl.kernels import cpu; print(sum(cpu.forward.stats.cache_misses.values()))\n"
 )
-
-
-def install(folder):
-    """A copy of the package that has compiled nothing; code that imports it."""
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "vaekl", folder / "vaekl", ignore=ignore)
-    shutil.copytree(ROOT / "kernels", folder / "vaekl" / "kernels", ignore=ignore)
-    return (
-        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
-        f"import vaekl.kernels; assert vaekl.kernels.__path__[0].startswith({str(folder)!r})\n"
-    )
+SMALL = {
+    "__init__.py": "",
+    "cpu_cache.py": (ROOT / "kernels" / "cpu_cache.py").read_text(),
+    "cpu_factor.py": "FACTOR = 2\n",
+    "cpu_small.py": (
+        "from numba import njit\n"
+        "from .cpu_cache import keep_on_disk\n"
+        "from .cpu_factor import FACTOR\n\n\n"
+        "@njit\n"
+        "def kernel(x):\n"
+        "    return FACTOR * x\n\n\n"
+        "keep_on_disk(kernel)\n"
+    ),
+}
+CALL_SMALL = (
+    "{setup}from small.cpu_small import kernel\n"
+    "print(kernel(3), sum(kernel.stats.cache_misses.values()))\n"
+)
 
 
 def python(code, folder=None, **env):
@@ -47,55 +63,191 @@ def python(code, folder=None, **env):
     return done.stdout.split()
 
 
+@pytest.fixture
+def small(tmp_path):
+    """The folder of a package `small` with a kernel."""
+    (tmp_path / "small").mkdir()
+    for name, text in SMALL.items():
+        (tmp_path / "small" / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def process(small, monkeypatch):
+    """(what the kernel gives, whether it was compiled), as in a new process."""
+    monkeypatch.syspath_prepend(small)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(small / "cache"))
+    # Python's own compiled code goes by dates, which may be the same here.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def forget():
+        for name in [name for name in sys.modules if name.split(".")[0] == "small"]:
+            del sys.modules[name]
+
+    def run(x=3):
+        forget()
+        importlib.invalidate_caches()
+        kernel = importlib.import_module("small.cpu_small").kernel
+        return kernel(x), sum(kernel.stats.cache_misses.values())
+
+    yield run
+    forget()
+
+
+def files(folder, suffix=""):
+    return sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file())
+
+
 def test_compiled_code_is_kept_on_disk(tmp_path):
     """A second process compiles nothing; only the dtype in use was compiled."""
     env = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    first = python(CALL, **env)
-    files = sorted(p.name for p in tmp_path.rglob("*.nbc"))
-    assert len(files) == 2, files
-    count = COMPILED.format("cpu.forward") + COMPILED.format("cpu.backward")
-    assert python(CALL + count, **env) == [*first, "0", "0"]
-    assert sorted(p.name for p in tmp_path.rglob("*.nbc")) == files
+    *values, forward, backward = python(CALL, **env)
+    assert (forward, backward) == ("1", "1")
+    kept = files(tmp_path)
+    assert len(kept) == 2, kept
+    assert python(CALL, **env) == [*values, "0", "0"]
+    assert files(tmp_path) == kept
 
 
-def test_other_sources_compile_again(tmp_path):
-    """Whatever their dates; on a full disk again and again, but never is old code taken for new."""
-    # Python's own compiled code goes by the date, which is the same here.
-    env = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
-    here = install(tmp_path)
-    for compiled in ("1", "0"):
-        assert python(here + KL, folder=tmp_path, **env) == ["1.0", compiled]
-    source = tmp_path / "vaekl" / "kernels" / "cpu_forward.py"
-    stamp, text = source.stat(), source.read_text()
-    assert text.count("0.5 * total(") == 2
-    source.write_text(text.replace("0.5 * total(", "1.5 * total("))
+def test_each_type_has_code_of_its_own(process, small):
+    assert process(3) == (6, 1)
+    assert process(1.5) == (3.0, 1)
+    assert len(files(small / "cache", ".nbc")) == len(files(small / "cache")) == 2
+    assert process(3) == (6, 0)
+    assert process(1.5) == (3.0, 0)
+
+
+def test_other_sources_compile_again(process, small):
+    """Whatever their dates, and in whichever file."""
+    assert [process(), process()] == [(6, 1), (6, 0)]
+    source = small / "small" / "cpu_factor.py"
+    stamp = source.stat()
+    source.write_text("FACTOR = 5\n")
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    # Enough for an index of compiled code, not for the code.
-    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-    for limit in (full, ""):
-        assert python(here + limit + KL, folder=tmp_path, **env) == ["3.0", "1"]
+    assert [process(), process()] == [(15, 1), (15, 0)]
+
+
+def _hole(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(4096) + content[middle + 4096 :]
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut in the checksum": lambda content: content[:16],
+    "cut after it": lambda content: content[:32],
+    "cut in the code": lambda content: content[: len(content) // 2],
+    "its last byte lost": lambda content: content[:-1],
+    "a page of zeros": _hole,
+    "zeros alone": lambda content: bytes(len(content)),
+    "one bit": lambda content: content[:999] + bytes([content[999] ^ 4]) + content[1000:],
+    "more than there was": lambda content: content + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_code_is_compiled_again(damage, process, small):
+    assert process() == (6, 1)
+    (path,) = files(small / "cache")
+    path.write_bytes(damage(path.read_bytes()))
+    assert [process(), process()] == [(6, 1), (6, 0)]
+    assert files(small / "cache") == [path]
+
+
+def test_code_in_the_place_of_other_code(process, small):
+    """Whole, and of another type: it would read an integer as a float."""
+    assert process(3) == (6, 1)
+    (of_int,) = files(small / "cache")
+    content = of_int.read_bytes()
+    assert process(1.5) == (3.0, 1)
+    (of_float,) = set(files(small / "cache")) - {of_int}
+    of_float.write_bytes(content)
+    assert [process(1.5), process(1.5)] == [(3.0, 1), (3.0, 0)]
+
+
+def test_whole_code_that_cannot_be_used(process, small):
+    """As numba may change what it keeps without changing its version."""
+    assert process() == (6, 1)
+    (path,) = files(small / "cache")
+    kept = sys.modules["small.cpu_small"].kernel._cache
+    (sig,) = sys.modules["small.cpu_small"].kernel.signatures
+    from numba.core.registry import cpu_target
+
+    kept._cache_file.save(
+        kept._index_key(sig, cpu_target.target_context.codegen()), ("not", "what", "numba", "keeps")
+    )
+    assert files(small / "cache") == [path]
+    assert [process(), process()] == [(6, 1), (6, 0)]
+
+
+def test_damage_that_cannot_be_mended(process, small):
+    """What cannot be replaced (here: a folder in its place) is compiled in memory, each time."""
+    assert process() == (6, 1)
+    (path,) = files(small / "cache")
+    path.unlink()
+    (path / "in it").mkdir(parents=True)
+    assert [process(), process()] == [(6, 1), (6, 1)]
+    assert files(small / "cache") == []
+
+
+def test_several_at_once(tmp_path):
+    """Who reads while others write, remove and damage gets what was saved, or nothing."""
+    keys = [("a", 1), ("b", 2)]
+    kept = {key: [key, bytes(200_000)] for key in keys}
+
+    def work(i):
+        own = _Files(tmp_path, "name")
+        seen = 0
+        for turn in range(60):
+            key = keys[(turn + i) % 2]
+            if i == 0 and turn % 5 == 0:
+                own.path(key).write_bytes(b"damaged")
+            elif turn % 3 == 0:
+                own.save(key, kept[key])
+            found = own.load(key)
+            assert found in (None, kept[key])
+            seen += found is not None
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        assert min(pool.map(work, range(4))) > 0
+    assert {path.suffix for path in files(tmp_path)} <= {".nbc"}
+
+
+def test_a_full_disk(small):
+    """Compiled again and again, and nothing is left behind."""
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))\n"
+    env = {"NUMBA_CACHE_DIR": str(small / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    assert python(CALL_SMALL.format(setup=full), folder=small, **env) == ["6", "1"]
+    assert files(small / "cache") == []
+
+
+@pytest.mark.parametrize("where", ["folder of its own", "read-only install"])
+def test_without_a_folder_to_write_to(where, small):
+    """Nowhere to keep compiled code: it is compiled again, and nothing is said."""
+    blocked = small / "file"
+    blocked.touch()  # a folder cannot be made below a file, not even by root
+    (small / "small" / "__pycache__").touch()
+    env = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked / "cache")}
+    if where == "folder of its own":
+        env["NUMBA_CACHE_DIR"] = str(blocked / "numba")
+    assert python(CALL_SMALL.format(setup=""), folder=small, **env) == ["6", "1"]
+    assert not files(small, ".nbc")
 
 
 def test_an_install_without_sources(tmp_path):
-    here = install(tmp_path)
+    """The whole package: what is compiled must not need the sources either."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "vaekl", tmp_path / "vaekl", ignore=ignore)
+    shutil.copytree(ROOT / "kernels", tmp_path / "vaekl" / "kernels", ignore=ignore)
+    here = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"import vaekl.kernels; assert vaekl.kernels.__path__[0].startswith({str(tmp_path)!r})\n"
+    )
     compileall.compile_dir(tmp_path / "vaekl", quiet=1, legacy=True)
     for source in (tmp_path / "vaekl").rglob("*.py"):
         source.unlink()
     assert python(here + KL, folder=tmp_path) == ["1.0", "1"]
-
-
-@pytest.mark.parametrize("where", ["folder of its own", "read-only install"])
-def test_without_a_folder_to_write_to(where, tmp_path):
-    """Nowhere to keep compiled code: it is compiled again, and nothing is said."""
-    here = install(tmp_path)
-    blocked = tmp_path / "file"
-    blocked.touch()  # a folder cannot be made below a file, not even by root
-    (tmp_path / "vaekl" / "kernels" / "__pycache__").touch()
-    env = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked / "cache")}
-    if where == "folder of its own":
-        env["NUMBA_CACHE_DIR"] = str(blocked / "numba")
-    assert python(here + KL, folder=tmp_path, **env) == ["1.0", "1"]
-    assert not list(tmp_path.rglob("*.nbc"))
 
 
 def test_code_without_sources_is_not_kept(tmp_path, monkeypatch):
