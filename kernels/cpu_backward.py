@@ -23,7 +23,7 @@ from .cpu_blocks import (
     shape_of,
 )
 from .cpu_math import JIT, KERNEL, exp_terms
-from .cpu_memory import deliver, fetch_add, read, source, target
+from .cpu_memory import deliver, fetch_add, read, read_run, source, target
 from .cpu_team import on_team
 
 
@@ -132,7 +132,9 @@ def walk(
                     b_eps = source(t_eps, place, block(work, 2, n))
                 elif draws:
                     noise(work, key, D, place, b_eps)
-                if has_dkl and per_row:
+                if has_dkl and per_row and D == 1:
+                    read_run(dkl, row * plan[DKL_ROW], plan[DKL_ROW], g[:rows])
+                elif has_dkl and per_row:
                     for r in range(rows):
                         g[r * cols : (r + 1) * cols] = read(dkl, (row + r) * plan[DKL_ROW], zero)
                 b_mu = source(t_mu, place, block(work, 0, n)) if has_dkl else block(work, 0, n)

@@ -68,6 +68,14 @@ def fold(sums, cols):
 
 
 @njit(**JIT)
+def write_halves(address, first, twice_kl):
+    """The KLs of rows of one column each."""
+    half = twice_kl.dtype.type(0.5)
+    for i in range(len(twice_kl)):
+        write(address, first + i, half * twice_kl[i])
+
+
+@njit(**JIT)
 def finish_columns(work, sum_mu, sum_logvar, B, D, col, means):
     """The means of one tile's columns, and twice their share of kl_of_mean."""
     n = len(sum_mu)
@@ -164,6 +172,8 @@ def walk(works, numbers, plan, shared, mu, logvar, eps, z, kl, means, seed, offs
                 deliver(t_z, place, b_z)
                 if kl != 0 and not per_row:
                     kl_sum += total(twice_kl)
+                elif kl != 0 and D == 1:
+                    write_halves(kl, row, twice_kl)
                 elif kl != 0:
                     for r in range(rows):
                         row_sum = total(twice_kl[r * cols : (r + 1) * cols])

@@ -150,6 +150,12 @@ def _run_as(like, address, first, step, values, store):
 
 
 @njit(**JIT)
+def read_run(address, first, step, values):
+    """values[i] = element first + i step of an array of the same dtype."""
+    _run_as(values.dtype.type(0), address, first, step, values, False)
+
+
+@njit(**JIT)
 def move_run(address, kind, first, step, values, store):
     """Element first + i step = values[i], rounded; or, not to be stored, the other way, widened."""
     if kind == F32:

@@ -129,6 +129,12 @@ def normals(key, first, rows, cols, words, lanes, eps):
     radii, angles = words[: 2 * n], words[2 * n : 4 * n]
     cosines, sines = lanes[: 2 * n], lanes[2 * n : 4 * n]
     philox(key[0], key[1], first, radii[:n], angles[:n], radii[n:], angles[n:])
+    if cols <= 2:  # second pairs are not used
+        pairs(radii[:n], angles[:n], cosines[:n], sines[:n])
+        for r in range(rows):
+            eps[r * cols] = cosines[r]
+            eps[r * cols + cols - 1] = sines[r] if cols == 2 else cosines[r]
+        return
     pairs(radii, angles, cosines, sines)
     interleave(cosines, sines, n, eps)
     if pitch != cols:  # lanes past the last column are not used

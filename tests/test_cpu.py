@@ -236,3 +236,27 @@ def test_large_results_lie_on_huge_pages():
             flags = line.split()[1:]
     assert flags is not None
     assert "hg" in flags
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("upstream", ["contiguous", "transposed", "every other", "expanded"])
+def test_elementwise_kl(upstream, dtype, threads):
+    """Samples of one element: a KL and an upstream gradient for each, in whatever layout."""
+    threads(2)
+    torch.manual_seed(0)
+    shape = (300, 170)
+    mu, logvar = (t.requires_grad_() for t in make_inputs(shape, dtype=dtype))
+    if upstream == "transposed":
+        mu, logvar = mu.t(), logvar.t()
+    g = {
+        "contiguous": lambda: torch.randn(*shape, dtype=dtype),
+        "transposed": lambda: torch.randn(*shape, dtype=dtype).t(),
+        "every other": lambda: torch.randn(300, 340, dtype=dtype)[:, ::2],
+        "expanded": lambda: torch.full((), 0.3, dtype=dtype).expand(shape),
+    }[upstream]()
+    kl = vaekl.kl_loss(mu, logvar, batch_dims=2, reduction="none", backend="cpu")
+    m, v = mu.detach().double(), logvar.detach().double()
+    torch.testing.assert_close(kl.double(), (m * m + v.expm1() - v) / 2, rtol=2e-6, atol=0)
+    dmu, dlogvar = torch.autograd.grad(kl, (mu, logvar), g)
+    assert torch.equal(dmu, g * mu)
+    torch.testing.assert_close(dlogvar.double(), g.double() * v.expm1() / 2, rtol=2e-6, atol=1e-12)
