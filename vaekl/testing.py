@@ -170,19 +170,21 @@ def gradient_bounds(
 
 
 def worst(actual: Any, expected: Array, bound: Any) -> float:
-    """Largest |actual - expected| / bound; 0 where both are equal, NaN and inf included.
+    """Largest error / bound; 0 where both are equal, NaN and inf included.
 
-    What a tensor's dtype cannot hold is expected as inf.
+    The error of a finite value is |actual - expected|, where ``expected`` is past the range of the
+    tensor's dtype too. An inf stands for every value that rounds to it, so its error is what
+    ``expected`` lacks of the least of them: half an ulp above the largest finite value.
     """
-    if isinstance(actual, Tensor):
-        largest = torch.finfo(actual.dtype).max * (1 + unit(actual.dtype))
-        expected = np.where(np.abs(expected) > largest, np.copysign(np.inf, expected), expected)
+    info = torch.finfo(actual.dtype if isinstance(actual, Tensor) else torch.float64)
+    half_ulp = info.max / (2 - info.eps) * info.eps / 2  # of the largest finite value
     actual = to_numpy(actual)
     with np.errstate(all="ignore"):
-        ratio = np.abs(actual - expected) / bound
-        same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
-    ratio = np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
-    return float(np.max(ratio, initial=0.0))
+        lacking = np.maximum(info.max - np.sign(actual) * expected + half_ulp, 0.0)
+        error = np.where(np.isinf(actual), lacking, np.abs(actual - expected))
+        error = np.where(np.isnan(actual) & np.isnan(expected), 0.0, error)
+        ratio = np.where((error == 0) | (actual == expected), 0.0, error / bound)
+    return float(np.max(np.where(np.isnan(ratio), np.inf, ratio), initial=0.0))
 
 
 def large_operators(call: Callable[[], Any], elements: int) -> list[tuple[str, int]]:
