@@ -1,12 +1,18 @@
 """Shared fixtures. Without a GPU the Triton kernels run under its interpreter, on CPU tensors."""
 
 import os
+import random
+import sys
 import warnings
+import zlib
 
+import numpy as np
 import torch
 
 # Deterministic mode refuses cuBLAS without this, which is read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Inductor would start a pool of processes beside those that run the tests.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -14,9 +20,62 @@ if DEVICE == "cpu":
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaekl import _calls
+from vaekl import _calls, _layout
 from vaekl._workspace import workspaces
 from vaekl.testing import CONFIGS
+
+
+def _seed(name):
+    """Every global generator, by the name of what is about to draw."""
+    number = zlib.crc32(name.encode())
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+# No draw depends on what ran before: each module as it is imported, each fixture whichever test is
+# the first to ask for it, and each test draw from seeds of their own.
+
+
+def pytest_collectstart(collector):
+    _seed(collector.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef, request):
+    _seed(f"{request.node.nodeid} {fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    _seed(item.nodeid)
+
+
+def _state():
+    """What a test could change for those after it."""
+    others = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")  # which write their own
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "anomaly mode": torch.is_anomaly_enabled(),
+        "threads": torch.get_num_threads(),
+        "block choice": _layout.current_config(),
+        "folder": os.getcwd(),
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith(others)},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _as_if_alone():
+    """Nothing that earlier calls left is at hand, and the process is left as it was."""
+    _calls.forget()
+    workspaces.counters.clear()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    before = _state()
+    yield
+    assert _state() == before
 
 
 @pytest.fixture(autouse=True)
