@@ -27,13 +27,9 @@ import stub_driver
 import variants
 
 
-def initialise(target: str) -> None:
-    """A worker process compiles for one target."""
-    stub_driver.use(target)
-
-
 def compile_variant(target: str, variant: variants.AnyVariant) -> list[dict[str, Any]]:
     """A row for each kernel that the launcher compiles for this variant."""
+    stub_driver.use(target)
     rows = []
     for name, compiled, grid in variants.launch(variant):
         per_thread = grid.block_rows * grid.block_cols / grid.threads
@@ -61,12 +57,12 @@ def compile_all(
 ) -> list[Any]:
     """Rows of every variant on every target, in order; Triton's cache makes a second run quick."""
     rows: list[Any] = []
-    context = multiprocessing.get_context("spawn")
-    for target in targets:
-        with ProcessPoolExecutor(workers, context, initialise, (target,)) as pool:
-            results = pool.map(compile_variant, [target] * len(chosen), chosen, chunksize=4)
-            for result in screen.track(results, target, len(chosen)):
-                rows += result
+    each = [(target, variant) for target in targets for variant in chosen]
+    # One pool for all targets: to import torch and triton takes longer than some variants do.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(compile_variant, *zip(*each), chunksize=4)
+        for result in screen.track(results, "compiling", len(each)):
+            rows += result
     return rows
 
 
