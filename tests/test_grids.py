@@ -15,7 +15,11 @@ def test_blocks_reach_every_path():
     assert 7 % many.block_rows
     assert 21 % many.block_cols
     loops = _layout.grid(7, 21, CONFIGS["loops"])
+    assert loops.tiles > 1
+    assert loops.ranges > 1
     assert loops.rows_per_range > loops.block_rows
+    assert 7 % loops.block_rows
+    assert 21 % loops.block_cols
     down = _layout.grid(33, 4, CONFIGS["loops"])
     assert down.tiles == 1
     assert down.ranges > 1

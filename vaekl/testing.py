@@ -23,7 +23,7 @@ EPS_BUDGET = {torch.float32: 2e-6, torch.float64: 1e-14}
 CONFIGS = {
     "default": Config(),
     "many": Config(tile=32, max_cols=8, small=0, programs=12),
-    "loops": Config(tile=8, max_cols=4, small=0, programs=4),
+    "loops": Config(tile=16, max_cols=8, small=0, programs=6),
 }
 
 
