@@ -193,6 +193,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="time limit (600)")
     parser.add_argument("--providers", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"of {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="of the table's first column")
     parser.add_argument("--commit", help="what is measured, where git cannot say")
     args = parser.parse_args()
     if args.device == "auto":
@@ -219,6 +220,7 @@ def main() -> int:
     if facts["load"] > 0.5 * facts["cpus"]:
         print(f"the machine is busy (load {facts['load']}): expect noise")
     cases = [case for case in select(args.device, args.quick) if fits(case, args.device)]
+    cases = [case for case in cases if args.cases is None or case.name in args.cases]
     # What is shown first: both KLs of every case.
     work = [(case, both) for both in (True, False) for case in cases if both in case.both]
     for case, both in screen.track(work, "cases", len(work)):

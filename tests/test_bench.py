@@ -104,7 +104,7 @@ def _run(*arguments, status=0):
 
 def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     results = tmp_path / "results"
-    options = ["--device", "cpu", "--quick", "--seconds", "15", "--out", results]
+    options = ["--device", "cpu", "--quick", "--cases", "128x20 fp32", "--out", results]
     printed = _run("run.py", *options, "--providers", "plain", "vaekl-eager")
     assert "128x20 fp32" in printed
     data = json.loads((results / "cpu.json").read_text())

@@ -178,7 +178,7 @@ def test_a_fork_after_first_use(threads, workers):
     child = context.Process(target=_forked, args=(inputs, workers, queue), daemon=True)
     child.start()
     try:
-        results, counted = queue.get(timeout=30)
+        results, counted = queue.get(timeout=600)  # for a child that hangs, not a slow one
     finally:
         child.kill()
     assert equal(map(torch.from_numpy, results), expected)

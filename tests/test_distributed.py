@@ -1,7 +1,5 @@
 """DDP, FSDP2 and DTensor over two gloo processes: as one process with the batch and its eps."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -91,11 +89,9 @@ def check_sharded_tensors(rank, backend):
             vaekl.reparameterize(*shards[:2], backend=backend, **noise)
 
 
-def work(rank, port, backend):
+def work(rank, meeting, backend):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD
-    )
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD)
     try:
         for check in (check_training, check_noise, check_sharded_tensors):
             check(rank, backend)
@@ -103,9 +99,6 @@ def work(rank, port, backend):
         dist.destroy_process_group()
 
 
-def test_two_processes():
+def test_two_processes(tmp_path):
     """All of the above, in processes started once: to import torch takes longer than they do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, "cpu"), nprocs=WORLD)
+    mp.spawn(work, (tmp_path / "meeting", "cpu"), nprocs=WORLD)
