@@ -3,15 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
 BIN = $(VENV)/bin
+# More options of pytest for `make test`, such as --random-order.
+PYTEST_ARGS ?=
+# A file's tests run in one process, so that what they share is compiled once.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # What pdoc warns of, such as an annotation that it cannot resolve, is an error.
 DOCS = PYTHONWARNINGS=error $(BIN)/python -m pdoc -d google -o build/docs vaekl '!vaekl.kernels'
 
-.PHONY: help demo test test-slow test-peers docs which-kl bench codegen clean
+.PHONY: help demo fast test test-slow test-peers docs which-kl bench codegen clean
 
 help:
 	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
-	@echo "make test   lint, types and the whole suite"
-	@echo "make test-slow  the machine code of every kernel variant (minutes)"
+	@echo "make fast   lint, types, values, gradients and contract, without the interpreter (1.5 min)"
+	@echo "make test   lint, types and the whole suite; PYTEST_ARGS=--random-order shuffles it"
+	@echo "make test-slow  the machine code of every kernel variant, and more draws (minutes)"
 	@echo "make test-peers  values and gradients beside the code of diffusers, pythae, keras, ..."
 	@echo "make docs   the API's documentation, in build/docs/"
 	@echo "make which-kl  the trainings and figures of docs/which-kl.md"
@@ -32,12 +37,20 @@ demo: $(VENV)/.installed
 	# One thread: two cost more in waiting than they save on matrices this small.
 	OMP_NUM_THREADS=1 $(BIN)/python examples/digits.py
 
+# Between two edits: eager and cpu, whose loops need no interpreter.
+fast: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -k "not triton" $(addprefix tests/test_,$(addsuffix .py,\
+		values gradcheck contract precision budget coefficients packed ops nn))
+
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(DOCS)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
