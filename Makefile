@@ -82,6 +82,7 @@ which-kl: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --out bench/out
 	$(BIN)/python bench/cpu.py --out bench/out/cpu-detail.json
+	$(BIN)/python bench/imports.py --out bench/out/imports.json
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 codegen: $(VENV)/.installed

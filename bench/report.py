@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 #: Files in the results folder that are not of bench/run.py.
-OTHERS = ("host", "codegen", "cpu-detail", "peers", "peers-gpu")
+OTHERS = ("host", "imports", "codegen", "cpu-detail", "peers", "peers-gpu")
 MODE = "forward+backward"
 
 
@@ -65,6 +65,8 @@ def benchmarks(results: dict[str, Any]) -> str:
     parts += [peers(results[name]) for name in ("peers-gpu", "peers") if name in results]
     if "host" in results:
         parts.append(host(results["host"]))
+    if "imports" in results:
+        parts.append(imports(results["imports"]))
     if "codegen" in results:
         parts.append(codegen(results["codegen"]))
     return "\n\n".join(parts)
@@ -221,6 +223,16 @@ def host(data: dict[str, Any]) -> str:
     keys = ("name", "forward_us", "forward_backward_us", "plain_operators")
     lines = [[str(row[key]) for key in keys] for row in data["rows"]]
     return prose(text) + "\n\n" + markdown(headings, lines)
+
+
+def imports(data: dict[str, Any]) -> str:
+    """Milliseconds of importing, beside torch's own."""
+    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
+    return prose(
+        f"""**Import**: `import vaekl` after `import torch` takes {data["vaekl_ms"]} ms of processor
+        time, torch itself {data["torch_ms"]} ms (medians of {data["runs"]} processes;
+        {data["machine"]}; {versions})."""
+    )
 
 
 def codegen(data: dict[str, Any]) -> str:

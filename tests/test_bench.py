@@ -118,6 +118,7 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     call = {"name": "a call", "forward_us": 12.3, "forward_backward_us": 45.6, "plain_operators": 9}
     host = {"machine": "M", "versions": {"torch": "2"}, "operator_us": 1.0, "rows": [call]}
     (results / "host.json").write_text(json.dumps(host))
+    _run("imports.py", "--runs", "1", "--out", results / "imports.json")
     row = {
         "kernel": "forward",
         "target": "sm_90",
@@ -139,6 +140,7 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
     text = readme.read_text()
     for part in ("Top.", "4.500 nats", "75%", "Middle.", "Not yet measured on a GPU.",
                  "| 128x20 fp32 |", "| a call | 12.3 | 45.6 | 9 |",
+                 "`import vaekl` after `import torch` takes ",
                  "| forward fp32 | 52 registers, 55.5 |",
                  "results/cpu-speedup.png", "End."):  # fmt: skip
         assert part in text, part
