@@ -6,16 +6,19 @@ BIN = $(VENV)/bin
 # More options of pytest for `make test`, such as --random-order.
 PYTEST_ARGS ?=
 # A file's tests run in one process, so that what they share is compiled once.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Of torch, for `make test-versions`: the oldest supported and the newest two tried.
+VERSIONS ?= 2.10 2.14 2.15
 # What pdoc warns of, such as an annotation that it cannot resolve, is an error.
 DOCS = PYTHONWARNINGS=error $(BIN)/python -m pdoc -d google -o build/docs vaekl '!vaekl.kernels'
 
-.PHONY: help demo fast test test-slow test-peers docs which-kl bench codegen clean
+.PHONY: help demo fast test test-versions test-slow test-peers docs which-kl bench codegen clean
 
 help:
 	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
 	@echo "make fast   lint, types, values, gradients and contract, without the interpreter (1.5 min)"
 	@echo "make test   lint, types and the whole suite; PYTEST_ARGS=--random-order shuffles it"
+	@echo "make test-versions  the suite on the oldest torch and triton supported, and on the newest"
 	@echo "make test-slow  the machine code of every kernel variant, and more draws (minutes)"
 	@echo "make test-peers  values and gradients beside the code of diffusers, pythae, keras, ..."
 	@echo "make docs   the API's documentation, in build/docs/"
@@ -24,14 +27,18 @@ help:
 	@echo "make codegen  a table of the kernels' machine code for four GPUs"
 	@echo "make clean  remove the environment and what was built"
 
+PIP = -m pip install --quiet --disable-pip-version-check --progress-bar off
 # One stamp: the environment is made again when what it installs changes.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
-		-c constraints.txt setuptools wheel torch triton
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
-		-c constraints.txt --no-build-isolation -e '.[cpu,demo,test]'
-	touch $@
+# $(call environment,its folder,its constraints)
+define environment
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python $(PIP) -c $(2) --upgrade setuptools wheel torch triton
+	$(1)/bin/python $(PIP) -c $(2) --no-build-isolation -e '.[cpu,demo,test]'
+	touch $(1)/.installed
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt constraints/common.txt
+	$(call environment,$(VENV),constraints.txt)
 
 demo: $(VENV)/.installed
 	# One thread: two cost more in waiting than they save on matrices this small.
@@ -42,7 +49,7 @@ fast: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -k "not triton" $(addprefix tests/test_,$(addsuffix .py,\
+	$(BIN)/python $(PYTEST) -k "not triton" $(addprefix tests/test_,$(addsuffix .py,\
 		values gradcheck contract precision budget coefficients packed ops nn))
 
 test: $(VENV)/.installed
@@ -50,16 +57,25 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(DOCS)
-	$(PYTEST) $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+
+# The whole suite on other versions of torch and triton, each in an environment of its own.
+test-versions: $(addprefix test-torch-,$(VERSIONS))
+
+test-torch-%: .venv-torch-%/.installed
+	.venv-torch-$*/bin/python $(PYTEST) $(PYTEST_ARGS)
+
+.PRECIOUS: .venv-torch-%/.installed
+.venv-torch-%/.installed: pyproject.toml constraints/torch-%.txt constraints/common.txt
+	$(call environment,.venv-torch-$*,constraints/torch-$*.txt)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
 # What other projects ship, beside this one; the last two where they install. Torch stays as pinned.
-PEERS_PIP = $(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
-	--progress-bar off -c constraints.txt -c constraints-peers.txt
+PEERS_PIP = $(PEERS_VENV)/bin/python $(PIP) -c constraints.txt -c constraints-peers.txt
 
-$(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints-peers.txt
+$(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints/common.txt constraints-peers.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_PIP) setuptools wheel torch triton
 	$(PEERS_PIP) --no-build-isolation -e '.[cpu,demo,test]'
@@ -89,4 +105,4 @@ codegen: $(VENV)/.installed
 	$(BIN)/python bench/codegen.py --targets sm_80 sm_90 sm_100 gfx942
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) .venv-torch-* build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
