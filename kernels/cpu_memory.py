@@ -168,6 +168,32 @@ def move_run(address, kind, first, step, values, store):
         _run_as(np.uint16(0), address, first, step, values, store)
 
 
+@njit(**JIT)
+def _columns_as(like, address, first, s_row, s_col, cols, block, store):
+    rows = len(block) // cols
+    for j in range(cols):
+        start = first + j * s_col
+        if store:
+            for r in range(rows):
+                write(address, start + r * s_row, narrow(block[r * cols + j], like))
+        else:
+            for r in range(rows):
+                block[r * cols + j] = widen(read(address, start + r * s_row, like))
+
+
+@njit(**JIT)
+def _move_columns(address, kind, first, s_row, s_col, cols, block, store):
+    """As move_run for a whole block, down its columns."""
+    if kind == F32:
+        _columns_as(f32(0), address, first, s_row, s_col, cols, block, store)
+    elif kind == F64:
+        _columns_as(0.0, address, first, s_row, s_col, cols, block, store)
+    elif kind == BF16:
+        _columns_as(np.int16(0), address, first, s_row, s_col, cols, block, store)
+    else:
+        _columns_as(np.uint16(0), address, first, s_row, s_col, cols, block, store)
+
+
 # Where a block lies: (D, inner, first row, rows, first column, columns).
 
 
@@ -186,6 +212,10 @@ def _move(tensor, place, block, store):
     event, inner, row, rows, col, cols = place
     if s_inner == 1 and event == inner and s_row == cols:
         rows, cols = 1, rows * cols  # rows end to end
+    if event == inner and s_inner != 1 and s_row < s_inner and rows > 1:  # as of x.t()
+        first = row * s_row + col * s_inner
+        _move_columns(address, kind, first, s_row, s_inner, cols, block[: rows * cols], store)
+        return
     for r in range(rows):
         j = 0
         while j < cols:

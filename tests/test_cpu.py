@@ -260,3 +260,46 @@ def test_elementwise_kl(upstream, dtype, threads):
     dmu, dlogvar = torch.autograd.grad(kl, (mu, logvar), g)
     assert torch.equal(dmu, g * mu)
     torch.testing.assert_close(dlogvar.double(), g.double() * v.expm1() / 2, rtol=2e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(2500, 7), (33, 500), (700, 60), (9, 3000)])
+def test_transposed(shape, dtype):
+    """Read and written along columns: to the bit as rows are, several blocks and tiles of them."""
+    inputs = [t.detach() for t in make_inputs(shape, dtype=dtype)]
+    torch.manual_seed(0)
+    dz, dkl = torch.randn(shape).to(dtype), torch.randn(shape[0])
+    results = []
+    for form in (lambda t: t, lambda t: t.t().contiguous().t()):
+        mu, logvar = (form(t).requires_grad_() for t in inputs)
+        z, kl, _ = vaekl.reparameterize_kl(mu, logvar, seed=1, reduction="none", backend="cpu")
+        results.append([z, kl, *torch.autograd.grad((z, kl), (mu, logvar), (form(dz), dkl))])
+    assert equal(*results)
+
+
+@pytest.mark.parametrize("needs", ["both", "mu", "logvar"])
+@pytest.mark.parametrize(
+    ("shape", "axis", "launches"), [((3, 8, 48, 50), 1, 3), ((2, 2, 9, 48, 50), 2, 4)]
+)
+def test_a_kl_for_each_pixel(shape, axis, launches, needs, workers):
+    """Slices are launched in place; to the bit as a copy with the channels last is."""
+    torch.manual_seed(0)
+    inputs = make_inputs(shape)
+    dims = len(shape) - 1
+    dkl = torch.randn([n for i, n in enumerate(shape) if i != axis])
+    results = []
+    for copied in (False, True):
+        mu, logvar = (t.detach().movedim(axis, -1) for t in inputs)
+        if copied:
+            mu, logvar = mu.contiguous(), logvar.contiguous()
+        wanted = {"both": [mu, logvar], "mu": [mu], "logvar": [logvar]}[needs]
+        for t in wanted:
+            t.requires_grad_()
+        workers.clear()
+        kl = vaekl.kl_loss(mu, logvar, batch_dims=dims, reduction="none", backend="cpu")
+        assert kl.is_contiguous()
+        results.append([kl, *torch.autograd.grad(kl, wanted, dkl)])
+        assert len(workers) == (2 if copied else 2 * launches)
+        if not copied:
+            assert all(g.stride() == t.stride() for g, t in zip(results[0][1:], wanted))
+    assert equal(*results)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaekl.kernels import cpu as kernels
 
-from . import _threads
+from . import _slices, _threads
 from ._eager import Forward
 from ._memory import allocator
 from ._noise import draw_key
@@ -168,7 +168,7 @@ class ForwardPlan:
         return z, kl, kl_of_mean, state, means
 
 
-plan_forward = forward_planner(ForwardPlan)
+plan_forward = _slices.forward_planner(forward_planner(ForwardPlan))
 
 
 def _prepare_backward(
@@ -187,4 +187,4 @@ def _prepare_backward(
     return lambda *tensors: launch(*map(_address, tensors))
 
 
-plan_backward = backward_planner(_prepare_backward)
+plan_backward = _slices.backward_planner(backward_planner(_prepare_backward))
