@@ -53,7 +53,7 @@ def pytest_runtest_call(item):
 
 def _state():
     """What a test could change for those after it."""
-    others = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")  # which write their own
+    others = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "KMP_")  # libraries write these
     return {
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),

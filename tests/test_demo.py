@@ -2,9 +2,12 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
 
@@ -29,8 +32,11 @@ def test_two_epochs(tmp_path):
     assert summary["check"]["passed"]
 
 
-def test_wrong_values_are_usage_errors(tmp_path):
+def test_wrong_values_are_usage_errors(tmp_path, monkeypatch, capsys):
+    """In this process: each of its own would import torch and matplotlib."""
     for arguments in (("--epochs", "0"), ("--seed", "-1"), ("--device", "nowhere")):
-        done = run(*arguments, "--out", tmp_path)
-        assert done.returncode == 2
-        assert done.stderr.startswith("usage:")
+        monkeypatch.setattr(sys, "argv", [str(DEMO), *arguments, "--out", str(tmp_path)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(DEMO), run_name="__main__")
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("usage:")

@@ -27,7 +27,8 @@ def test_repeated_calls_are_bitwise_equal(reduction, mean_over, backend, config,
     upstream = [g.to(device) for g in upstream]
     options = {"reduction": reduction, "mean_over": mean_over}
     first = run(mu, logvar, upstream, backend, **options)
-    for _ in range(2):
+    interpreted = backend == "triton" and device == "cpu"  # one program after another
+    for _ in range(1 if interpreted else 2):
         for a, b in zip(first, run(mu, logvar, upstream, backend, **options)):
             assert torch.equal(a, b)
             assert torch.isfinite(a).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,16 @@ def test_a_few_epochs(tmp_path):
     assert right["kl_of_mean"] / right["kl"] > wrong["kl_of_mean"] / wrong["kl"]
 
 
-def test_wrong_values_are_usage_errors(tmp_path):
+def test_wrong_values_are_usage_errors(tmp_path, monkeypatch, capsys):
+    """In this process: each of its own would import torch and matplotlib."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     (tmp_path / "file").touch()
     for arguments in (("--epochs", "0"), ("--seed", "-1"), ("--out", tmp_path / "file" / "x")):
-        done = run(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("usage:")
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("usage:")
 
 
 def test_the_page_shows_every_committed_figure():
