@@ -3,7 +3,6 @@
 import os
 import random
 import sys
-import warnings
 import zlib
 
 import numpy as np
@@ -129,15 +128,6 @@ def operators():
 def many_programs():
     with _calls.use_config(CONFIGS["many"]):
         yield CONFIGS["many"]
-
-
-@pytest.fixture(scope="session")
-def forward_mode():
-    """Forward AD, ready: on first use torch warns of its own code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with torch.autograd.forward_ad.dual_level():
-            torch.autograd.forward_ad.make_dual(torch.ones(()), torch.ones(()))
 
 
 @pytest.fixture

@@ -48,7 +48,6 @@ def test_inside_torch_compile(reentrant, backend, device):
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_inside_inductor(device):
     torch._dynamo.reset()
     call = lambda m, v: block(m, v, "auto")  # noqa: E731

@@ -131,7 +131,6 @@ def test_the_backward_program_holds_the_operator(backend, device):
     assert not [name for name in seen if "exp" in name or "randn" in name]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_inductor(device):
     """The default compiler: a training step of a small VAE, static and dynamic batch."""
     torch.manual_seed(0)
@@ -157,7 +156,7 @@ def test_inductor(device):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_transforms_inside(device, forward_mode):
+def test_transforms_inside(device):
     """torch.compile of torch.func: composed of plain operations, so that both see through."""
     mu, logvar = make_inputs((4, 6), device=device)
     eps = make_inputs((4, 6), device=device, seed=5)[0]

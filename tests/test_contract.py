@@ -128,9 +128,7 @@ SLOPES = {
 
 @pytest.mark.parametrize("slope", [*SLOPES, "operator"])
 @pytest.mark.parametrize("clamp", [(-30.0, 20.0), (-0.5, 0.7), (None, 0.7), (-0.5, None)])
-def test_the_gradient_is_0_at_the_bounds_of_clamp(
-    clamp, slope, backend, device, operators, forward_mode
-):
+def test_the_gradient_is_0_at_the_bounds_of_clamp(clamp, slope, backend, device, operators):
     """And beyond, on every road and every torch, whose own clamp had 1 at the bounds before 2.14.
 
     A bound counts in the dtype computed in.

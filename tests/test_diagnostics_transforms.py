@@ -33,7 +33,7 @@ def inputs(device):
     return make_inputs((8, 3), device=device)
 
 
-def test_under_transforms(inputs, backend, forward_mode):
+def test_under_transforms(inputs, backend):
     """A report beside a loss, and after the transform has ended."""
     mu, logvar = inputs
     expected = vaekl.diagnose(mu, logvar, backend="eager").to_dict(per_dimension=True)

@@ -131,7 +131,6 @@ assert "vaekl" not in sys.modules
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_aot_inductor(tmp_path, device):
     """Compiled ahead of time, loaded again: kl, and z with eps given, for any batch."""
     program = exported(Loss(clamp=(-2.0, None)), 3, device)
@@ -143,7 +142,6 @@ def test_aot_inductor(tmp_path, device):
         close(compiled(*inputs), Loss(clamp=(-2.0, None))(*inputs))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit is one
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # checks of shapes are not traced
 def test_a_torchscript_trace_is_no_constant(device):
     """torch.jit.trace sees operations, as of the plain code."""
@@ -157,7 +155,6 @@ def test_fx_symbolic_trace_says_that_it_has_no_tensors():
         torch.fx.symbolic_trace(lambda m, v: vaekl.kl_loss(m, v))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit is one
 def test_torchscript_says_that_it_cannot_read_the_source():
     with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only arguments"):
         torch.jit.script(vaekl.nn.ReparameterizeKL())

@@ -17,7 +17,6 @@ from vaekl.testing import make_inputs
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # Inductor's own imports
 ]
 
 

@@ -81,7 +81,7 @@ def test_compiled_graph_holds_the_operator(device):
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap of grad", "jvp", "hessian"])
-def test_transforms_see_two_views(transform, backend, device, forward_mode):
+def test_transforms_see_two_views(transform, backend, device):
     """torch.func gets of packed moments what it gets of their halves."""
     moments = make_inputs((3, 4, 6), dtype=torch.float64, device=device)[0]
 

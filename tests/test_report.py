@@ -73,7 +73,7 @@ def test_table():
     assert any(line.split()[:1] == ["2,19"] for line in lines)
     assert "  ... and 44 of smaller KL" in lines
     scalar = torch.tensor([0.5, 1.5])
-    assert "The only dimension" in str(vaekl.diagnose(scalar, scalar))
+    assert "The only dimension" in str(vaekl.diagnose(scalar, scalar, batch_dims=1))
 
 
 def test_to_dict_is_flat_floats():

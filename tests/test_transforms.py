@@ -9,7 +9,6 @@ import vaekl
 from vaekl.reference import torch_reparameterize_kl
 from vaekl.testing import make_inputs
 
-pytestmark = pytest.mark.usefixtures("forward_mode")
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 

@@ -23,7 +23,6 @@ from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedte
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from . import _calls, _composed, _eager, _ops, _registry
 from ._eager import Backward
@@ -64,6 +63,8 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def _has_function_mode() -> bool:
     """One that wants to see what is called, not torch.set_default_device's."""
+    from torch.utils._device import DeviceContext  # loaded where there is one
+
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
