@@ -16,7 +16,7 @@ DOCS = PYTHONWARNINGS=error $(BIN)/python -m pdoc -d google -o build/docs vaekl 
 
 help:
 	@echo "make demo   train a small VAE on real digits with vaekl as its loss; figures in demo/"
-	@echo "make fast   lint, types, values, gradients and contract, without the interpreter (1.5 min)"
+	@echo "make fast   lint, types, values, gradients and contract, without the interpreter; a minute at most"
 	@echo "make test   lint, types and the whole suite; PYTEST_ARGS=--random-order shuffles it"
 	@echo "make test-versions  the suite on the oldest torch and triton supported, and on the newest"
 	@echo "make test-slow  the machine code of every kernel variant, and more draws (minutes)"
