@@ -286,3 +286,22 @@ def test_kl_to_a_deterministic_other(auto, device):
     assert posterior.kl(DiagonalGaussianDistribution(moved, True)).tolist() == [math.inf] * 2
     same = DiagonalGaussianDistribution(posterior.parameters.detach(), True)
     assert posterior.kl(same).isnan().all()
+
+
+def test_axes_of_numpy_and_the_bounds_of_logvar(device):
+    """NumPy's integers as dims; no gradient at the bounds, by kl, nll and logvar alike."""
+    moments = torch.zeros(2, 2, 3, 3, device=device)
+    moments[:, 1, 0] = torch.tensor([-30.0, 20.0, 1.0])
+    posterior = vaekl.distributions.DiagonalGaussianDistribution(moments)
+    for given, dims in ((np.int64(1), 1), ((np.int64(2), 1), (1, 2)), (np.array([1, 3]), (1, 3))):
+        assert torch.equal(posterior.kl(dims=given), posterior.kl(dims=dims))
+    for result in (
+        lambda p: p.kl(),
+        lambda p: p.kl(dims=(2, 1)),
+        lambda p: p.nll(torch.ones(2, 1, 3, 3, device=device)),
+        lambda p: p.logvar,
+    ):
+        leaf = moments.clone().requires_grad_()
+        result(vaekl.distributions.DiagonalGaussianDistribution(leaf)).sum().backward()
+        assert leaf.grad[:, 1, 0, :2].eq(0).all()
+        assert leaf.grad[:, 1, 0, 2].ne(0).all()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._eager import clamped
 from ._options import LOGVAR_RANGE
 
 #: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
@@ -142,7 +143,7 @@ class Attributes:
             return mean
         if name != "logvar" and self._is_zero:
             return torch.zeros_like(mean)
-        logvar = logvar.clamp(*CLAMP) if self._kept is None else self._kept[0].clone()
+        logvar = clamped(logvar, CLAMP) if self._kept is None else self._kept[0].clone()
         if name == "logvar":
             return logvar
         return torch.exp(0.5 * logvar if name == "std" else logvar)

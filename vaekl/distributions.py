@@ -9,8 +9,9 @@ import importlib
 import math
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -196,12 +197,13 @@ class DiagonalGaussianDistribution(Attributes):
         rank = (self._moments if self._is_as_made("mean") else self.mean).dim()
         if dims is None:
             dims = self.default_dims if self.default_dims is not None else range(1, rank)
-        axes = [dims] if isinstance(dims, int) else list(dims)
-        if not all(isinstance(a, int) and -rank <= a < rank for a in axes):
+        # NumPy's integers are integral, too.
+        axes: list[Any] = [dims] if isinstance(dims, Integral) else list(cast(Any, dims))
+        if not all(isinstance(axis, Integral) and -rank <= int(axis) < rank for axis in axes):
             raise ValueError(
                 f"dims must be axes of mean, which has shape {tuple(self.mean.shape)}; got {axes}"
             )
-        counted = sorted({axis % rank for axis in axes}) or list(range(rank))
+        counted = sorted({int(axis) % rank for axis in axes}) or list(range(rank))
         if len(counted) < len(axes):
             raise ValueError(f"dims must name each axis once; got {axes}")
         return tuple(counted)
