@@ -113,6 +113,25 @@ def test_a_captured_program_computes_what_the_call_does(capture, call, backend, 
 
 
 @quiet
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("transform", ["none", "grad", "jvp", "functionalize"])
+def test_a_captured_transform_draws_anew(transform, mode, backend, device):
+    """No key that the host could read is there yet, nor should the program hold one."""
+    logvar = make_inputs((4, 6), device=device)[1]
+    sample = lambda v: vaekl.reparameterize(0 * v, v, backend=backend)  # noqa: E731
+    function = {
+        "none": sample,
+        "grad": torch.func.grad(lambda v: sample(v).sum()),
+        "jvp": lambda v: torch.func.jvp(sample, (v,), (v,))[1],
+        "functionalize": torch.func.functionalize(sample),
+    }[transform]
+    program = make_fx(function, tracing_mode=mode)(logvar)
+    first, second = program(logvar), program(logvar)
+    assert not torch.equal(first, second)
+    assert first.isfinite().all()
+
+
+@quiet
 @pytest.mark.parametrize("pre_dispatch", [False, True])
 def test_a_captured_program_draws_anew(pre_dispatch, backend, device):
     mu, logvar = make_inputs((4, 6), device=device)

@@ -119,7 +119,8 @@ print("forked")
 def test_reloaded_and_imported_again():
     """The same numbers by every road; what is older goes on working, and is not kept for ever."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:.*fork:DeprecationWarning", "-c", SCRIPT],
+        [sys.executable, "-W", "error", "-W", "ignore:.*fork:DeprecationWarning",
+         "-W", "ignore:Conversion of an array:DeprecationWarning", "-c", SCRIPT],
         capture_output=True, text=True, cwd=Path(__file__).parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip

@@ -172,6 +172,9 @@ def test_deterministic_algorithms_and_anomaly_mode(warn_only, backend, many_prog
         anomaly = torch.autograd.detect_anomaly()
     with warnings.catch_warnings(), anomaly:
         warnings.simplefilter("error")
+        warnings.filterwarnings(
+            "ignore", "Conversion of an array", DeprecationWarning
+        )  # Triton 3.6
         out = vaekl.reparameterize_kl(mu, logvar, reduction="none", backend=backend)
         slopes = torch.autograd.grad(total(out), (mu, logvar), create_graph=True)
         sum(s.square().sum() for s in slopes).backward()

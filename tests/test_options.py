@@ -63,7 +63,7 @@ def test_what_means_the_same(case, backend, device):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("case", ["IntEnum", "str enum", "list"])
+@pytest.mark.parametrize("case", ["str enum", "list"])
 def test_compiled(case, device):
     given, plain = SAME[case]
     mu, logvar = make_inputs((3, 4, 6), device=device)
@@ -75,6 +75,16 @@ def test_compiled(case, device):
     expected = vaekl.reparameterize_kl(mu, logvar, **{**options, **plain})
     for a, b in zip(compiled(mu, logvar), expected):
         assert torch.equal(a, b)
+
+
+def test_a_module_keeps_numbers_of_python(device):
+    """Whatever it was given, a compiled program takes them for constants."""
+    mu, logvar = make_inputs((4, 6), device=device)
+    for clamp in (np.array([-0.5, 0.5]), (np.float32(-0.5), np.float64(0.5))):
+        module = vaekl.nn.ReparameterizeKL(clamp=clamp, backend="eager")
+        compiled = torch.compile(module, fullgraph=True, backend="eager")
+        expected = vaekl.kl_loss(mu, logvar, clamp=(-0.5, 0.5), backend="eager")
+        assert torch.equal(compiled(mu, logvar).kl, expected)
 
 
 SINGLE = {

@@ -23,7 +23,7 @@ class Plain:
         self.logvar = parameters.chunk(2, 1)[1].clamp(-30.0, 20.0)
         self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
         if deterministic:
-            self.std, self.var = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+            self.std = self.var = torch.zeros_like(self.mean)
 
     def sample(self, eps):
         z = self.mean.double() + self.std.double() * eps.double()
@@ -255,5 +255,49 @@ def test_writes_in_a_compiled_function(write):
 @pytest.mark.parametrize("name", NAMES)
 def test_only_tensors_are_assigned(name):
     ours, _ = pair()
-    with pytest.raises(TypeError, match=rf"{name} must be a torch\.Tensor, got float"):
-        setattr(ours, name, 1.0)
+    with pytest.raises(TypeError, match=rf"{name} must be a torch\.Tensor, got str"):
+        setattr(ours, name, "1.0")
+
+
+@pytest.mark.parametrize("name", ["mean", "logvar", "std", "var"])
+def test_numbers_are_assigned(name):
+    ours, plain = pair()
+    setattr(ours, name, 0.5)
+    setattr(plain, name, torch.full_like(plain.mean, 0.5))
+    close(ours.sample(generator()), plain.sample(noise(torch.float32)), torch.float32)
+    close(ours.kl(), plain.kl(), torch.float32)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "functionalize"])
+def test_writes_under_a_transform(transform):
+    """Whose tensors count no writes."""
+
+    def call(parameters):
+        p = DiagonalGaussianDistribution(parameters)
+        p.std.zero_()
+        sample = p.sample()
+        p.logvar.zero_()
+        p.var.fill_(1.0)
+        return sample - p.mean, p.kl() - 0.5 * p.mean.square().sum((1, 2, 3))
+
+    parameters = make_inputs(SHAPE)[0]
+    if transform == "vmap":
+        found = torch.func.vmap(call, randomness="different")(parameters[None])
+    else:
+        found = torch.func.functionalize(call)(parameters)
+    for difference in found:
+        torch.testing.assert_close(difference, torch.zeros_like(difference), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("mean",), ("logvar",), ("mean", "std"), ("mean", "logvar")])
+def test_gradients_of_attributes_that_were_read(names):
+    gradients = []
+    for kind in (DiagonalGaussianDistribution, Plain):
+        p = kind(make_inputs(SHAPE)[0].requires_grad_() * 1)
+        held = [getattr(p, name) for name in names]
+        result = p.kl().sum()
+        if "std" in names:
+            result = p.sample(noise(torch.float32) if kind is Plain else generator()).sum()
+        gradients.append(torch.autograd.grad(result, held))
+    for a, b in zip(*gradients):
+        close(a, b, torch.float32)

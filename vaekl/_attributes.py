@@ -7,16 +7,21 @@ goes by have not been touched.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from ._eager import clamped
 from ._options import LOGVAR_RANGE
 
 #: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
 CLAMP = LOGVAR_RANGE
+
+
+_ASSIGNED = ("mean", "logvar", "std", "var")
 
 
 class _Held(NamedTuple):
@@ -35,6 +40,8 @@ def _held(tensor: Tensor, is_made: bool = True) -> _Held:
 def _version(tensor: Tensor) -> int | None:
     """How often it was written to; None where nobody counts, or that cannot be traced."""
     if torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    if is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor):
         return None
     return tensor._version
 
@@ -105,6 +112,13 @@ class Attributes:
     def var(self, value: Tensor) -> None:
         self._assign("var", value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What the setters do, which torch.compile passes by on some versions of torch (2.10).
+        if name in _ASSIGNED:
+            self._assign(name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
         # A plain dict of tensors: no more to trust for torch.load than the class itself.
         held = {n: held.tensor for n, held in self._held.items() if not self._is_as_made(n)}
@@ -121,11 +135,15 @@ class Attributes:
         held = self._held.get(name)
         if held is None:
             held = self._held[name] = _held(self._made(name))
+            if self._is_zero and name in ("std", "var"):  # one tensor in diffusers
+                self._held.setdefault("var" if name == "std" else "std", held)
         return held.tensor
 
     def _assign(self, name: str, value: Tensor) -> None:
         held = self._held.get(name)
         if held is None or held.tensor is not value:  # else: p.std *= 2
+            if isinstance(value, Real) and not isinstance(value, bool):
+                value = torch.full_like(self._made("mean"), float(value))
             self._held[name] = _held(_tensor(name, value), is_made=False)
 
     def _made(self, name: str) -> Tensor:
@@ -168,6 +186,15 @@ class Attributes:
             ):
                 return False
         return True
+
+    def _is_packed(self, scale: str) -> bool:
+        """May mean and std (or logvar) be read from parameters, as kernels do?
+
+        Not where somebody has one of them and may ask for its gradient.
+        """
+        held = [self._held[name] for name in ("mean", scale) if name in self._held]
+        is_asked = torch.is_grad_enabled() and any(each.requires_grad for each in held)
+        return not is_asked and self._is_in_parameters()
 
     def _is_in_parameters(self) -> bool:
         """Is the first logvar still in the tensor that it came in?"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey, _dispatch_tls_local_include_set, _len_torch_dispatch_stack
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -80,13 +81,20 @@ def _noise(
         return _eager.draw_noise(mu, batch, event, dtype, generator, seed).reshape(mu.shape)
     word: int | Tensor
     offset: int | Tensor
-    if seed is None and (torch.compiler.is_compiling() or _is_in_vmap()):
+    if seed is None and (torch.compiler.is_compiling() or _is_in_vmap() or _is_recorded()):
         key: Tensor | None = device_key(mu.device, generator)
     else:
         word, offset, key = draw_key(mu.device, generator, seed)
     if key is not None:
         word, offset = key[0], key[1]
     return _eager.philox_normal(word, offset, batch, event, dtype, mu.device).reshape(mu.shape)
+
+
+def _is_recorded() -> bool:
+    """Then a key that the host reads would be a constant of the program, or has no value yet."""
+    return _len_torch_dispatch_stack() > 0 or _dispatch_tls_local_include_set().has(
+        DispatchKey.PreDispatch
+    )
 
 
 def _is_in_vmap() -> bool:

@@ -63,6 +63,11 @@ def broadcasts(name: str, value: Tensor, mu: Tensor) -> bool:
     return expands
 
 
+def alike(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Are the shapes the same? Where a program cannot know, it checks when it runs."""
+    return len(shape) == len(other) and not any(fails(n == m) for n, m in zip(shape, other))
+
+
 def holds(condition: Any) -> bool:
     """Is it true of sizes? No where a program being captured cannot know: the data decide."""
     if _is_known(condition):
@@ -92,7 +97,7 @@ def _is_known(condition: Any) -> bool:
 
 def choice(name: str, value: Choice, allowed: Sequence[str]) -> str:
     """A string out of a few; as itself, whatever subclass of str was given."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return allowed[allowed.index(value)]
 
@@ -157,7 +162,10 @@ def integer(
     if not isinstance(value, int) or isinstance(value, bool):
         if isinstance(value, bool | np.bool_ | Tensor) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        number = operator.index(value)
+        try:
+            number = operator.index(value)
+        except TypeError:  # an array of several, say
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
     if not low <= number <= high:
         why = "" if of is None else f" ({of[0]} has shape {tuple(of[1].shape)})"
         raise ValueError(f"{name} must be in [{low}, {high}]{why}; got {value}")
@@ -201,7 +209,9 @@ def clamp_bounds(
     """
     if clamp is None:
         return None
-    if not isinstance(clamp, Sequence | np.ndarray) or isinstance(clamp, str) or len(clamp) != 2:
+    if isinstance(clamp, np.ndarray):
+        clamp = clamp.tolist()
+    if not isinstance(clamp, Sequence) or isinstance(clamp, str) or len(clamp) != 2:
         raise TypeError(f"clamp must be a pair (lo, hi) or None, got {clamp!r}")
     for value in clamp:
         if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
@@ -238,12 +248,9 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
         _backends.require(backend, device.type)
     if backend == "cpu" and device.type not in ("cpu", "meta"):
         raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    if backend == "triton" and device.type not in ("cuda", "meta") and not _interpreting():
+    if backend == "triton" and device.type not in ("cuda", "meta") and not _backends.interpreting():
         raise ValueError(
             f"backend='triton' needs tensors on a CUDA or ROCm device, got {device} (set "
             "TRITON_INTERPRET=1 before importing triton to run the kernels on the CPU, slowly)"
         )
     return str(backend)
-
-
-_interpreting = _backends.interpreting

@@ -9,10 +9,10 @@ import importlib
 import math
 import sys
 from collections.abc import Sequence
-from numbers import Integral
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +31,9 @@ class DiagonalGaussianDistribution(Attributes):
 
     All of them may be assigned, and written to in place, and mean nothing to each other: a sample
     is ``mean + std * eps``, kl() and nll() are of mean, var and logvar, as they are then. (mean is
-    a view of parameters, logvar, std and var are what parameters said at first.) Untouched, all
-    are read from parameters in one launch; touched, they take plain torch operations.
+    a view of parameters; logvar, std and var are what parameters says when the first of them is
+    read. Writes that torch does not count, through ``.data`` or NumPy, are not seen.) Untouched,
+    all are read from parameters in one launch; touched, they take plain torch operations.
 
     kl() and nll() sum over all axes but the first. diffusers sums over [1, 2, 3], which on a 5-D
     video tensor [B, C, T, H, W] leaves [B, W]: averaged, a KL too small by the factor W.
@@ -88,7 +89,7 @@ class DiagonalGaussianDistribution(Attributes):
         is_as_made = self._is_as_made("mean", "std")
         if is_as_made and self._is_zero:
             return self.mean.clone(), None
-        if is_as_made and self._is_in_parameters():
+        if is_as_made and self._is_packed("std"):
             return drawn(self._moments, generator, reduction)
         mean, std = self.mean, self.std
         wide = _wide(self._parameters).dtype
@@ -125,13 +126,13 @@ class DiagonalGaussianDistribution(Attributes):
         axes = self._axes(dims)
         is_one, is_whole = self._is_one(), axes == tuple(range(1, self._moments.dim()))
         if is_one and is_whole and other is None:
-            if self._is_as_made("mean") and self._is_in_parameters():
+            if self._is_as_made("mean") and self._is_packed("logvar"):
                 packed = functional.compute_moments(
                     self._moments, dim=1, reduction="none", clamp=CLAMP, backend="auto",
                     sample=False,
                 )  # fmt: skip
                 return given(packed[1])
-        mean, logvar = self.mean, self._made("logvar") if is_one else self.logvar
+        mean, logvar = self.mean, self.logvar
         if other is not None:
             if not (hasattr(other, "mean") and hasattr(other, "logvar")):
                 raise TypeError(
@@ -146,7 +147,7 @@ class DiagonalGaussianDistribution(Attributes):
             if _is_zero(other):
                 scale = torch.full_like(scale, torch.inf)
             mean, logvar = (mean - theirs) * scale, logvar - width
-        elif not is_one or mean.shape != logvar.shape:
+        elif not is_one or not _validate.alike(mean.shape, logvar.shape):
             return self._kl_of_parts(None, axes)
         kept = [axis for axis in range(mean.dim()) if axis not in axes]
         order = (*kept, *axes)
@@ -197,9 +198,8 @@ class DiagonalGaussianDistribution(Attributes):
         rank = (self._moments if self._is_as_made("mean") else self.mean).dim()
         if dims is None:
             dims = self.default_dims if self.default_dims is not None else range(1, rank)
-        # NumPy's integers are integral, too.
-        axes: list[Any] = [dims] if isinstance(dims, Integral) else list(cast(Any, dims))
-        if not all(isinstance(axis, Integral) and -rank <= int(axis) < rank for axis in axes):
+        axes = [dims] if isinstance(dims, int | np.integer) else list(dims)
+        if not all(isinstance(a, int | np.integer) and -rank <= a < rank for a in axes):
             raise ValueError(
                 f"dims must be axes of mean, which has shape {tuple(self.mean.shape)}; got {axes}"
             )
@@ -228,7 +228,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _same_shape(name: str, value: Tensor, mean: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.shape != mean.shape:
+    if not _validate.alike(value.shape, mean.shape):
         raise ValueError(
             f"{name} must have the shape of mean, {tuple(mean.shape)}; got {tuple(value.shape)}"
         )

@@ -79,7 +79,11 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         self.kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
         self.mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
         self.batch_dims = batch_dims
-        self.clamp = clamp
+        # Of Python's numbers, whatever was given: torch.compile takes those for constants.
+        self.clamp: Clamp = None
+        if clamp is not None:
+            lo, hi = (None if end is None else float(end) for end in clamp)
+            self.clamp = lo, hi
         self.backend = _validate.choice("backend", backend, _validate.BACKENDS)
         self.sample_in_eval = _validate.flag("sample_in_eval", sample_in_eval)
 

@@ -197,7 +197,7 @@ def large_operators(call: Callable[[], Any], elements: int) -> list[tuple[str, i
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(
-        activities=activities, record_shapes=True, profile_memory=True
+        activities=activities, record_shapes=True, profile_memory=True, acc_events=True
     ) as profile:
         call()
     found = []
