@@ -8,7 +8,7 @@ import triton.language as tl
 from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
-from vaekl import _calls, _eager, _layout, _noise
+from vaekl import _calls, _layout, _noise
 from vaekl.reference import SEED_OFFSET, normal, philox4x32, to_numpy
 from vaekl.testing import EPS_BUDGET
 
@@ -172,7 +172,7 @@ def test_every_word_of_the_counter(offset, dtype, device):
     expected = normal(7, offset, 4, 8)
     assert np.max(np.abs(tile(7, offset, 0, 4, 8, device, dtype) - expected)) <= EPS_BUDGET[dtype]
     words = torch.tensor([7, offset], device=device)
-    twin = _eager.philox_normal(words[0], words[1], 4, 8, dtype, torch.device(device))
+    twin = _noise.philox_normal(words[0], words[1], 4, 8, dtype, torch.device(device))
     assert np.max(np.abs(to_numpy(twin) - expected)) <= EPS_BUDGET[dtype]
 
 
@@ -180,7 +180,7 @@ def test_the_offset_is_unsigned(device):
     """An int64 with its highest bit set: the kernel and eager's twin count alike."""
     offset = -(2**62) + 8
     words = torch.tensor([7, offset], device=device)
-    twin = _eager.philox_normal(words[0], words[1], 4, 8, torch.float64, torch.device(device))
+    twin = _noise.philox_normal(words[0], words[1], 4, 8, torch.float64, torch.device(device))
     kernel = tile(7, offset, 0, 4, 8, device, torch.float64)
     assert np.max(np.abs(to_numpy(twin) - kernel)) <= EPS_BUDGET[torch.float64]
 

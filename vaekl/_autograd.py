@@ -26,7 +26,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from . import _calls, _composed, _eager, _ops, _registry
 from ._eager import Backward
-from ._noise import signed64
+from ._noise import philox_normal, signed64
 from ._options import Options, compute_dtype, sizes
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -165,7 +165,7 @@ def drawn_noise(
         return state
     batch, event = sizes(mu.shape, options.batch_dims)
     dtype = compute_dtype(mu, logvar, eps)
-    return _eager.philox_normal(state[0], state[1], batch, event, dtype, mu.device)
+    return philox_normal(state[0], state[1], batch, event, dtype, mu.device)
 
 
 class ReparameterizeKLFunction(torch.autograd.Function):

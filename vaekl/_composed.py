@@ -17,7 +17,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import _eager
-from ._noise import device_key, draw_key
+from ._noise import device_key, draw_key, philox_normal
 from ._options import Options, compute_dtype, sample_dtype, sizes
 
 # Fake and functional tensors are torch.compile's and FakeTensorMode's, which know operators.
@@ -87,7 +87,7 @@ def _noise(
         word, offset, key = draw_key(mu.device, generator, seed)
     if key is not None:
         word, offset = key[0], key[1]
-    return _eager.philox_normal(word, offset, batch, event, dtype, mu.device).reshape(mu.shape)
+    return philox_normal(word, offset, batch, event, dtype, mu.device).reshape(mu.shape)
 
 
 def _is_recorded() -> bool:

@@ -16,7 +16,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from vaekl.kernels.coefficients import PHI_F64
 
-from ._noise import SEED_OFFSET
+from ._noise import SEED_OFFSET, philox_normal
 from ._options import Options, compute_dtype, kl_denominator, sample_dtype, sizes
 
 Forward = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -34,7 +34,6 @@ _PHI_F32 = (
     0.1666666716337204,
     0.5,
 )
-_WORD = 0xFFFFFFFF
 
 
 def phi(logvar: Tensor) -> Tensor:
@@ -45,56 +44,6 @@ def phi(logvar: Tensor) -> Tensor:
         small.mul_(logvar).add_(coefficient)
     small.mul_(logvar).mul_(logvar)
     return torch.where(logvar.abs() <= 1.0, small, torch.expm1(logvar).sub_(logvar))
-
-
-def _product(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """The high and low 32 bits of a product of 32-bit words."""
-    if torch._C._get_tracing_state() is None:
-        product = word * constant  # wraps, which leaves all 64 bits right
-        return product >> 32 & _WORD, product & _WORD
-    # ONNX has >> for numbers that are not negative: as division.
-    low = word * (constant & 0xFFFF)
-    high = word * (constant >> 16) + (low >> 16)
-    return high >> 16, (high & 0xFFFF) * 0x10000 + (low & 0xFFFF)
-
-
-def _xor(a: Tensor, b: Tensor | int) -> Tensor:
-    """a ^ b, of which torch's exporter by tracing knows no more than &."""
-    return a ^ b if torch._C._get_tracing_state() is None else a + b - (a & b) * 2
-
-
-def philox_normal(
-    seed: int | Tensor,
-    offset: int | Tensor,
-    batch: int,
-    event: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """eps [batch, event] of the key: the noise contract in torch integer arithmetic."""
-    groups = (event + 3) // 4
-    group = torch.arange(batch * groups, device=device)
-    zero = torch.zeros_like(group)
-    counter = offset >> 2 & (1 << 62) - 1  # a logical shift
-    c = [
-        zero + (counter & _WORD),
-        zero + (counter >> 32 & _WORD),
-        group & _WORD,
-        group >> 32 & _WORD,
-    ]
-    k0, k1 = seed & _WORD, seed >> 32 & _WORD
-    for _ in range(10):
-        (high0, low0), (high1, low1) = _product(c[0], 0xD2511F53), _product(c[2], 0xCD9E8D57)
-        c = [_xor(_xor(high1, c[1]), k0), low1, _xor(_xor(high0, c[3]), k1), low0]
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    lanes = []
-    for radius_word, angle_word in ((c[0], c[1]), (c[2], c[3])):
-        uniform = (radius_word.double() + 0.5) * 2.0**-32
-        radius = torch.sqrt(-2.0 * torch.log(uniform))
-        angle = angle_word.double() * (2.0 * math.pi * 2.0**-32)
-        lanes += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    normals = torch.stack(lanes, dim=-1).reshape(batch, groups * 4)
-    return normals[:, :event].to(dtype)
 
 
 def draw_noise(

@@ -1,4 +1,4 @@
-"""Where the noise key (seed, offset) of a call comes from.
+"""Where the noise key (seed, offset) of a call comes from, and the stream in torch integers.
 
 The stream itself is fixed by ``vaekl.kernels.philox``. ``seed=`` is the key (seed, SEED_OFFSET); a
 CUDA generator gives its own Philox seed and offset and advances by 4; a CPU generator gives 64 bits
@@ -7,15 +7,18 @@ as a seed.
 
 from __future__ import annotations
 
+import math
 import threading
 
 import torch
+from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 
 #: 2^63 as an int64. torch's CUDA generator counts from 0 with the same Philox: at offset 0, seed=s
 #: would repeat the words of whatever it draws first after manual_seed(s).
 SEED_OFFSET = -(2**63)
 
+_WORD = 0xFFFFFFFF
 # Between reading an offset and moving on, no other thread may read it.
 _LOCK = threading.Lock()
 
@@ -29,7 +32,7 @@ class _Word(threading.local):
 
 
 _word = _Word()
-Key = tuple[int, int, torch.Tensor | None]
+Key = tuple[int, int, Tensor | None]
 
 
 def signed64(seed: int) -> int:
@@ -38,7 +41,7 @@ def signed64(seed: int) -> int:
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def device_key(device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
+def device_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """A key (seed, offset) that the host never sees, int64[2], by one of torch's own operators."""
     return torch.randint(2**63 - 1, (2,), generator=generator, device=device)
 
@@ -74,3 +77,53 @@ def draw_key(device: torch.device, generator: torch.Generator | None, seed: int 
     else:
         word = _word.tensor
     return int(word.random_(-(2**63), None, generator=generator).item()), SEED_OFFSET, None
+
+
+def _product(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of a product of 32-bit words."""
+    if torch._C._get_tracing_state() is None:
+        product = word * constant  # wraps, which leaves all 64 bits right
+        return product >> 32 & _WORD, product & _WORD
+    # ONNX has >> for numbers that are not negative: as division.
+    low = word * (constant & 0xFFFF)
+    high = word * (constant >> 16) + (low >> 16)
+    return high >> 16, (high & 0xFFFF) * 0x10000 + (low & 0xFFFF)
+
+
+def _xor(a: Tensor, b: Tensor | int) -> Tensor:
+    """a ^ b, of which torch's exporter by tracing knows no more than &."""
+    return a ^ b if torch._C._get_tracing_state() is None else a + b - (a & b) * 2
+
+
+def philox_normal(
+    seed: int | Tensor,
+    offset: int | Tensor,
+    batch: int,
+    event: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """eps [batch, event] of the key: the noise contract in torch integer arithmetic."""
+    groups = (event + 3) // 4
+    group = torch.arange(batch * groups, device=device)
+    zero = torch.zeros_like(group)
+    counter = offset >> 2 & (1 << 62) - 1  # a logical shift
+    c = [
+        zero + (counter & _WORD),
+        zero + (counter >> 32 & _WORD),
+        group & _WORD,
+        group >> 32 & _WORD,
+    ]
+    k0, k1 = seed & _WORD, seed >> 32 & _WORD
+    for _ in range(10):
+        (high0, low0), (high1, low1) = _product(c[0], 0xD2511F53), _product(c[2], 0xCD9E8D57)
+        c = [_xor(_xor(high1, c[1]), k0), low1, _xor(_xor(high0, c[3]), k1), low0]
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    lanes = []
+    for radius_word, angle_word in ((c[0], c[1]), (c[2], c[3])):
+        uniform = (radius_word.double() + 0.5) * 2.0**-32
+        radius = torch.sqrt(-2.0 * torch.log(uniform))
+        angle = angle_word.double() * (2.0 * math.pi * 2.0**-32)
+        lanes += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    normals = torch.stack(lanes, dim=-1).reshape(batch, groups * 4)
+    return normals[:, :event].to(dtype)
