@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 stub_driver.use("sm_90")
 
 import vaekl  # noqa: E402
-from vaekl import _backends, _launch  # noqa: E402, F401
+from vaekl import _launch, _validate  # noqa: E402, F401
 from vaekl.reference import torch_reparameterize_kl  # noqa: E402
 
 # All calls take turns, so that what else the machine does hits all alike.
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     args = parser.parse_args()
-    _backends.interpreting = lambda: True  # CPU tensors may go to the Triton path
+    _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
     torch.set_num_threads(1)
     tiny, out = torch.ones(1), torch.empty(1)
     prepared = [prepare(shape, both) for shape in SHAPES for both in (True, False)]

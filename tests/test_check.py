@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _backends, _calls, _check, _statistics
+from vaekl import _backends, _calls, _check, _statistics, _validate
 from vaekl.__main__ import main
 
 MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
@@ -158,7 +158,7 @@ def test_json(quick, capsys):
 
 def test_what_cannot_run_says_why(quick, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(_backends, "interpreting", lambda: False)
+    monkeypatch.setattr(_validate, "_interpreting", lambda: False)
     monkeypatch.setitem(sys.modules, "numba", None)  # not installed
     _backends.forget()
     assert main(["check"]) == 0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import _backends, _environment, _validate
+from . import _environment, _validate
 from .diagnostics import diagnose
 from .functional import reparameterize_kl
 from .reference import SEED_OFFSET, Oracle, diagnostics, normal, to_numpy
@@ -108,7 +108,7 @@ def where(backend: str) -> BackendResult:
     if has_gpu:
         torch.cuda.init()  # Triton's driver is started only then
     device = "cpu" if backend == "cpu" or not has_gpu else "cuda"
-    interpreted = backend == "triton" and device == "cpu" and _backends.interpreting()
+    interpreted = backend == "triton" and device == "cpu" and _validate._interpreting()
     try:
         _validate.resolve_backend(backend, torch.device(device))
     except ModuleNotFoundError as error:

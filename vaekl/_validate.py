@@ -90,6 +90,10 @@ def fails(condition: Any) -> bool:
     return True
 
 
+#: What runs compiled kernels on tensors of the CPU (simulators, tests) puts another in its place.
+_interpreting = _backends.interpreting
+
+
 def _is_known(condition: Any) -> bool:
     """A bool, or of torch.jit.trace's sizes a tensor."""
     return not isinstance(condition, torch.SymBool) and not torch.compiler.is_compiling()
@@ -248,7 +252,7 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
         _backends.require(backend, device.type)
     if backend == "cpu" and device.type not in ("cpu", "meta"):
         raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    if backend == "triton" and device.type not in ("cuda", "meta") and not _backends.interpreting():
+    if backend == "triton" and device.type not in ("cuda", "meta") and not _interpreting():
         raise ValueError(
             f"backend='triton' needs tensors on a CUDA or ROCm device, got {device} (set "
             "TRITON_INTERPRET=1 before importing triton to run the kernels on the CPU, slowly)"
