@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,10 +55,11 @@ CALL_SMALL = (
 
 def python(code, folder=None, **env):
     """stdout of `code` in a fresh interpreter, warnings as errors."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True, text=True, cwd=folder or ROOT.parent, env={**os.environ, **env},
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            capture_output=True, text=True, cwd=folder or empty, env={**os.environ, **env},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.split()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
@@ -116,12 +115,12 @@ print("forked")
 """
 
 
-def test_reloaded_and_imported_again():
+def test_reloaded_and_imported_again(tmp_path):
     """The same numbers by every road; what is older goes on working, and is not kept for ever."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore:.*fork:DeprecationWarning",
          "-W", "ignore:Conversion of an array:DeprecationWarning", "-c", SCRIPT],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip
     assert done.stdout.split("\n")[:-1] == ["reloaded", "imported again", "forked"], done.stderr

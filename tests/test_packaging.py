@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import vaekl
 ROOT = Path(__file__).parents[1]
 
 
-def python(code, cwd=ROOT.parent, **env):
-    """stdout of `code` in a fresh interpreter, warnings as errors."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, **env},
-    )  # fmt: skip
+def python(code, cwd=None, **env):
+    """stdout of `code` in a fresh interpreter."""
+    # Elsewhere a clone, of the folder name vaekl, could be found for the package.
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, cwd=cwd or empty, env={**os.environ, **env},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
