@@ -66,7 +66,7 @@ def _state():
 
 
 @pytest.fixture(autouse=True)
-def _as_if_alone():
+def _as_if_alone(request):
     """Nothing that earlier calls left is at hand, and the process is left as it was."""
     _calls.forget()
     workspaces.counters.clear()
@@ -74,7 +74,10 @@ def _as_if_alone():
         torch._dynamo.reset()
     before = _state()
     yield
-    assert _state() == before
+    after = _state()
+    if request.node.get_closest_marker("peers") is not None:
+        after["environment"] = before["environment"]  # theirs, set as they are imported
+    assert after == before
 
 
 @pytest.fixture(autouse=True)

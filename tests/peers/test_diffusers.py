@@ -91,7 +91,9 @@ def test_gradients(dtype, theirs):
     upstream = [torch.randn(4, dtype=torch.float64) for _ in range(3)]
 
     def gradients(kind, dtype):
-        p = parameters(shape, torch.float32, scale=12.0).to(dtype).requires_grad_()
+        p = parameters(shape, torch.float32, scale=12.0).to(dtype)
+        # At the bounds of clamp, which bfloat16 often hits, torch's own has one before 2.14.
+        p = torch.where((p == -30) | (p == 20), 1.0, p).requires_grad_()
         q = parameters(shape, torch.float32, seed=1).to(dtype).requires_grad_()
         posterior = kind(p)
         outputs = [posterior.kl(), posterior.kl(kind(q)) * 1e-3, posterior.nll(x.to(dtype)) * 1e-3]
