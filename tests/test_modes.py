@@ -307,6 +307,18 @@ def test_packed_moments_of_inference_mode_beside_noise_that_trains(backend, devi
     torch.testing.assert_close(torch.autograd.grad(z.sum(), eps)[0], (0.5 * values[:, 3:]).exp())
 
 
+def test_packed_moments_that_train_beside_noise_of_inference_mode(backend, device):
+    values = make_inputs((5, 6), device=device)[0]
+    found = []
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            eps = torch.ones(5, 3, device=device)
+        moments = values.clone().requires_grad_()
+        z = vaekl.reparameterize_kl_moments(moments, eps=eps, backend=backend).z
+        found.append(torch.autograd.grad(z.sum(), moments)[0])
+    assert torch.equal(*found)
+
+
 def test_what_no_gradient_reads_is_not_kept(backend, device):
     """Nor is it missed when it is changed before backward."""
     mu, logvar = make_inputs((64, 8), device=device)

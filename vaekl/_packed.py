@@ -139,7 +139,7 @@ class ReparameterizeKLMomentsFunction(torch.autograd.Function):
         """One forward launch. `rest` as in ReparameterizeKLFunction, with dim."""
         generator, seed, dim, options, backend = rest
         results = _calls.forward(*halves(moments, dim), eps, generator, seed, options, backend)
-        inputs = _autograd.kept(moments, True), eps
+        inputs = _autograd.kept(moments, True), _autograd.kept(eps, True)
         _autograd.save(ctx, inputs, results, (dim, options, backend), ctx.needs_input_grad[0])
         return results[:3]
 
@@ -158,7 +158,7 @@ def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     results = _ops.wanted(output, options, eps)
     unused = _autograd.internal(output, results)
     call = (dim, options, backend)
-    inputs = _autograd.kept(moments, True), eps
+    inputs = _autograd.kept(moments, True), _autograd.kept(eps, True)
     _autograd.save(ctx, inputs, results, call, ctx.needs_input_grad[0], unused)
 
 
