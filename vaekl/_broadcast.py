@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _validate
+from ._options import sample_dtype
 
 
 def is_like(mu: Tensor, logvar: Tensor, eps: Tensor | None) -> bool:
@@ -31,15 +32,6 @@ def to_mu(mu: Any, logvar: Any, eps: Any) -> tuple[Tensor, Tensor | None, torch.
     spread = [_expanded(name, value, mu) for name, value in (("logvar", logvar), ("eps", eps))]
     scalars = [value for value in (logvar, eps) if value is not None and _is_scalar(value)]
     return spread[0], spread[1], sample_dtype(mu, logvar, eps) if scalars else None
-
-
-def sample_dtype(mu: Tensor, *others: Any) -> torch.dtype:
-    """torch.result_type, which torch.compile does not know: scalars count only beside others."""
-    dtype = mu.dtype
-    for value in others:
-        if isinstance(value, Tensor) and (value.dim() or not mu.dim()):
-            dtype = torch.promote_types(dtype, value.dtype)
-    return dtype
 
 
 def _is_scalar(value: Any) -> bool:

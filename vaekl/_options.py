@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,13 +32,16 @@ def kl_denominator(reduction: str | None, batch: int, event: int) -> int:
     return {"batchmean": batch, "mean": batch * event}.get(reduction or "", 1)
 
 
-def sample_dtype(mu: torch.Tensor, logvar: torch.Tensor, eps: torch.Tensor | None) -> torch.dtype:
-    """The dtype of mu + exp(logvar / 2) * eps."""
+def sample_dtype(mu: torch.Tensor, *others: Any) -> torch.dtype:
+    """The dtype of mu + exp(logvar / 2) * eps, of whichever of these are tensors.
+
+    As torch.result_type, which torch.compile does not know: scalars count only beside others.
+    """
     dtype = mu.dtype
-    if logvar.dtype is not dtype:
-        dtype = torch.promote_types(dtype, logvar.dtype)
-    if eps is not None and eps.dtype is not dtype:
-        dtype = torch.promote_types(dtype, eps.dtype)
+    for value in others:
+        if isinstance(value, torch.Tensor) and value.dtype is not dtype:
+            if value.dim() or not mu.dim():
+                dtype = torch.promote_types(dtype, value.dtype)
     return dtype
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
 import torch
 from torch import Tensor
 
-from . import _broadcast, _validate, functional
+from . import _validate, functional
+from ._options import sample_dtype
 from ._results import Clamp, ModuleOptions, ReparamKL, Values
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
             backend=self.backend,
         )
         if z is None:
-            z = mu.to(_broadcast.sample_dtype(mu, logvar))
+            z = mu.to(sample_dtype(mu, logvar))
         return ReparamKL(z, cast(Tensor, kl), cast("OfMean", of_mean))
 
     if TYPE_CHECKING:  # torch.nn.Module's gives Any
