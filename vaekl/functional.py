@@ -267,7 +267,7 @@ def compute(
     if not (is_plain and _broadcast.is_like(mu, logvar, eps)):
         logvar, eps, z_dtype = _broadcast.to_mu(mu, logvar, eps)
         is_plain = _autograd.is_plain(mu, logvar, eps)
-    if type(batch_dims) is not int:  # else checked for a kind of calls that is new
+    if not is_plain or type(batch_dims) is not int:  # else checked for a new kind of calls
         batch_dims = _validate.batch_dims(batch_dims, mu)
     if eps is not None or generator is not None or seed is not None:
         seed = _validate.noise(mu, eps, generator, seed)
@@ -279,7 +279,6 @@ def compute(
         call = _calls.find(mu, logvar, eps, options, backend)
         results = _autograd.direct(call, mu, logvar, eps, generator, seed)
     else:
-        _validate.parameters(mu, logvar, batch_dims)
         results = _autograd.indirect(mu, logvar, eps, generator, seed, options, backend)
     if z_dtype is not None and results[0] is not None:
         results = results[0].to(z_dtype), results[1], results[2]
