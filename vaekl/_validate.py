@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from ._options import DTYPES, compute_dtype
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
 BACKENDS = ("auto", "triton", "cpu", "eager")
-
-
-Choice = TypeVar("Choice", bound=str)
 
 
 def tensor(name: str, value: Any) -> None:
@@ -99,7 +96,7 @@ def _is_known(condition: Any) -> bool:
     return not isinstance(condition, torch.SymBool) and not torch.compiler.is_compiling()
 
 
-def choice(name: str, value: Choice, allowed: Sequence[str]) -> str:
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """A string out of a few; as itself, whatever subclass of str was given."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
