@@ -49,8 +49,8 @@ fast: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python $(PYTEST) -k "not triton" $(addprefix tests/test_,$(addsuffix .py,\
-		values gradcheck contract precision budget coefficients packed ops nn))
+	$(BIN)/python $(PYTEST) -k "not triton" tests/values tests/gradients \
+		$(addprefix tests/contract/test_,contract.py nn.py) tests/pytorch/test_ops.py
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

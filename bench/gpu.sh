@@ -143,10 +143,11 @@ if [[ $dry ]]; then
     ((${#parallel[@]})) && parallel=(-n 1)
 fi
 
-suite=("$root"/tests/test_{values,noise,gradcheck,determinism,contract,nn,modes,autocast,transforms}.py)
+suite=("$root"/tests/{values/test_values,noise/test_{noise,determinism},gradients/test_gradcheck}.py
+    "$root"/tests/{contract/test_{contract,nn},pytorch/test_{modes,autocast,transforms}}.py)
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
-step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root"/tests/test_gpu{,_graphs,_races,_sizes,_pytorch,_packed}.py
+step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root/tests/gpu"
 
 # The sanitizers, last, are left their time.
 sanitizers=0
@@ -169,7 +170,7 @@ export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 tools=(memcheck racecheck)
 [[ $dry ]] && tools=(memcheck)
 for tool in "${tools[@]}"; do
-    small=("${pytest[@]}" "$root/tests/test_gpu.py" -k small_cases)
+    small=("${pytest[@]}" "$root/tests/gpu/test_gpu.py" -k small_cases)
     if [[ $dry ]]; then
         step "$tool" "$out/gpu.log" 30 "${small[@]}"
     elif command -v compute-sanitizer >/dev/null; then

@@ -1,7 +1,7 @@
 """Polynomial coefficients, highest power first; plain Python, so that every compiler can read them.
 
 Minimax fits (Lawson's iteration on Chebyshev nodes), rounded to float32; the figure after each is
-the largest error of the rounded polynomial. ``tests/test_coefficients.py`` measures them again.
+the largest error of the rounded polynomial, and ``tests/values/test_coefficients.py`` measures it.
 """
 
 from math import factorial, pi

@@ -1,11 +1,12 @@
 """Tests against the code that other projects ship; ``make test-peers`` makes their environment."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+from paths import BENCH
+
+sys.path.insert(0, str(BENCH))
 
 import peer_cases
 

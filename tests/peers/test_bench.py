@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import peer_cases
 import pytest
 
+from paths import BENCH
+
 pytestmark = pytest.mark.peers
-SCRIPT = Path(__file__).parents[2] / "bench" / "peers.py"
+SCRIPT = BENCH / "peers.py"
 
 
 def test_a_line_for_each_case(tmp_path):

@@ -4,12 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from paths import EXAMPLES
+
 pytestmark = pytest.mark.peers
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name, *arguments):

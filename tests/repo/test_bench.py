@@ -4,12 +4,12 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[1] / "bench"
+from paths import BENCH
+
 README = """Top.
 <!-- demo: written by a test -->
 <!-- /demo -->

@@ -5,12 +5,12 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "which_kl.py"
+from paths import DOCS, EXAMPLES
+
+SCRIPT = EXAMPLES / "which_kl.py"
 FIGURES = {"kl.png", "latent.png", "samples.png", "report-kl-of-mean.png", "report-mean-of-kls.png"}
 
 
@@ -51,14 +51,14 @@ def test_wrong_values_are_usage_errors(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_shows_every_committed_figure():
-    page = (ROOT / "docs" / "which-kl.md").read_text()
-    assert {p.name for p in (ROOT / "docs" / "which-kl").glob("*.png")} == FIGURES
+    page = (DOCS / "which-kl.md").read_text()
+    assert {p.name for p in (DOCS / "which-kl").glob("*.png")} == FIGURES
     for name in FIGURES:
         assert f"(which-kl/{name})" in page
 
 
 def test_the_committed_trainings_show_what_the_page_says():
-    results = json.loads((ROOT / "docs" / "which-kl" / "summary.json").read_text())["results"]
+    results = json.loads((DOCS / "which-kl" / "summary.json").read_text())["results"]
     right, wrong = (results[name] for name in ("mean of the KLs", "KL of the mean"))
     assert wrong["kl_of_mean"] < 0.02 * wrong["kl"]
     assert wrong["kl"] > 10 * right["kl"]

@@ -12,11 +12,11 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
+from paths import BENCH
+
 CEILINGS = json.loads((BENCH / "codegen_ceilings.json").read_text())
 TARGETS = {"subset": ["sm_90", "gfx942"], "all": ["sm_80", "sm_90", "sm_100", "gfx942"]}
 

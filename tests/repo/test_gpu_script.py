@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / "bench" / "gpu.sh"
+from paths import BENCH, ROOT
+
+SCRIPT = BENCH / "gpu.sh"
 STEPS = ["machine", "install", "suite", "gpu", "bench", "memcheck"]
 
 pytestmark = pytest.mark.skipif(
@@ -82,8 +83,8 @@ def test_wrong_arguments(arguments, tmp_path):
 
 
 def test_no_file_of_device_tests_is_forgotten():
-    text = SCRIPT.read_text()
-    for path in SCRIPT.parents[1].glob("tests/test_gpu*.py"):
-        if path.name != "test_gpu_script.py":
-            name = path.stem.removeprefix("test_gpu")
-            assert f",{name}" in text, path.name
+    """The script runs their folder, and no other folder has any."""
+    assert '"$root/tests/gpu"' in SCRIPT.read_text()
+    mark = "pytest.mark." + "gpu"
+    folders = {path.parent for path in ROOT.glob("tests/**/*.py") if mark in path.read_text()}
+    assert folders == {ROOT / "tests" / "gpu"}

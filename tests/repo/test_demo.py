@@ -5,11 +5,12 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
+from paths import EXAMPLES
+
+DEMO = EXAMPLES / "digits.py"
 
 
 def run(*arguments):

@@ -1,15 +1,14 @@
 """docs/layouts.md line by line: what is read in place, and results of everything it lists."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import vaekl
+from paths import DOCS
 from vaekl.reference import SEED_OFFSET, Oracle, normal
 from vaekl.testing import KL_BUDGET, gradient_bounds, large_operators, worst
 
-PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
+PAGE = DOCS / "layouts.md"
 ROWS = [
     [cell.strip().strip("`") for cell in line.strip("| ").split(" | ")]
     for line in PAGE.read_text().replace("| |", "|  |").splitlines()

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numba
 import pytest
 from vaekl.kernels.cpu_cache import _Files
 
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
+
 CALL = (
     "import torch, vaekl\n"
     "x = torch.zeros(4, 3, requires_grad=True)\n"

@@ -211,7 +211,7 @@ def test_half_precision_kl_does_not_overflow(device):
 
 
 def test_a_cpu_generator_serves_other_devices():
-    """As in diffusers; on CUDA tests/test_gpu.py looks at the noise."""
+    """As in diffusers; on CUDA tests/gpu/test_gpu.py looks at the noise."""
     posterior = DiagonalGaussianDistribution(torch.empty(2, 4, 3, device="meta"))
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()

@@ -8,17 +8,17 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from paths import BENCH, ROOT
 
 
 @pytest.mark.parametrize("calls", [50, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_random_calls(target, calls):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "tests", BENCH)))
     done = subprocess.run(
         [sys.executable, __file__, target, str(calls)],
         capture_output=True,
@@ -34,7 +34,6 @@ def test_random_calls(target, calls):
 
 def fuzz(target, count):
     """(times a kept kernel was taken, times it was not what Triton picks) over random calls."""
-    sys.path.insert(0, str(ROOT / "bench"))
     import stub_driver
 
     stub_driver.use(target)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import vaekl
-
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
 
 
 def python(code, cwd=None, **env):
