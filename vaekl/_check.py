@@ -21,6 +21,7 @@ from .testing import (
     gradient_bounds,
     kl_of_mean_bound,
     make_inputs,
+    step,
     unit,
     worst,
 )
@@ -137,18 +138,13 @@ def _told(error: Exception) -> str:
 
 
 def _errors(case: Case, backend: str, device: str) -> tuple[dict[str, float], float]:
-    generator = torch.Generator().manual_seed(1)
-    mu, logvar = (
-        t.requires_grad_()
-        for t in make_inputs(
-            case.shape, dtype=case.dtype, scale=case.scale, layout=case.layout, device=device
-        )
+    mu, logvar = make_inputs(
+        case.shape, dtype=case.dtype, scale=case.scale, layout=case.layout, device=device
     )
     options: dict[str, Any] = {"reduction": case.reduction, "mean_over": case.mean_over}
-    out = reparameterize_kl(mu, logvar, seed=SEED, backend=backend, **options)
-    upstream = [torch.randn(o.shape, generator=generator).to(o) for o in out if o is not None]
-    outputs = [o for o in out if o is not None]
-    dmu, dlogvar = torch.autograd.grad(outputs, (mu, logvar), upstream)
+    out, upstream, (dmu, dlogvar) = step(
+        lambda m, v: reparameterize_kl(m, v, seed=SEED, backend=backend, **options), (mu, logvar)
+    )
 
     batch = case.shape[0]
     eps = normal(SEED, SEED_OFFSET, batch, mu.numel() // batch).reshape(case.shape)
@@ -180,7 +176,7 @@ def seconds(backend: str, device: str) -> float:
     mu, logvar = (t.requires_grad_() for t in make_inputs(SPEED_SHAPE, device=device))
     dz, one = torch.randn_like(mu), torch.ones((), device=device)
 
-    def step() -> None:
+    def call() -> None:
         out: Any = reparameterize_kl(mu, logvar, backend=backend)
         torch.autograd.grad(tuple(out), (mu, logvar), (dz, one, one))
 
@@ -188,7 +184,7 @@ def seconds(backend: str, device: str) -> float:
     started = time.perf_counter()
     while len(times) < 3 or (len(times) < 50 and time.perf_counter() - started < 1.0):
         before = time.perf_counter()
-        step()
+        call()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - before)

@@ -1,10 +1,10 @@
-"""Input factories and the error budget, for tests and benchmarks."""
+"""Input factories, a step forward and back, and the error budget, for tests and benchmarks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +86,68 @@ LAYOUTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "expanded": _expanded,
     "steps": _steps,
 }
+
+
+class Step(NamedTuple):
+    """What a forward and a backward gave."""
+
+    #: What the function returned.
+    outputs: Any
+    #: Gradients handed to the outputs; None for those that are not used or need none.
+    upstream: tuple[Tensor | None, ...]
+    #: Gradients of the inputs; None for those that need none.
+    gradients: tuple[Tensor | None, ...]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The outputs, then the gradients; those that there are."""
+        return [t for t in (*_listed(self.outputs), *self.gradients) if t is not None]
+
+
+def _listed(outputs: Any) -> tuple[Tensor | None, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def step(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    upstream: Sequence[Tensor | None] | None = None,
+    *,
+    needs: Sequence[bool] | None = None,
+) -> Step:
+    """Forward, and backward from an upstream gradient of every output.
+
+    Args:
+        function: Of as many arguments as there are inputs; returns a tensor, or several and None.
+        inputs: Tensors of any layout, or None. The function gets leaves in the same memory.
+        upstream: Gradients of the outputs, None for an output that is not used. By default random:
+            for outputs of the same shapes always the same ones, on any device, and no generator
+            of torch's is touched.
+        needs: Which inputs need gradients; by default all of them.
+    """
+    leaves = [
+        None if t is None else t.detach().requires_grad_(need)
+        for t, need in zip(inputs, [True] * len(inputs) if needs is None else needs, strict=True)
+    ]
+    outputs = function(*leaves)
+    if upstream is None:
+        upstream = random_upstream(outputs)
+    pairs = list(zip(_listed(outputs), upstream, strict=True))
+    pairs = [(o, g if o is not None and o.requires_grad else None) for o, g in pairs]
+    used = [(o, g) for o, g in pairs if o is not None and g is not None]
+    wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    found = iter(torch.autograd.grad([o for o, _ in used], wanted, [g for _, g in used]))
+    gradients = (next(found) if t is not None and t.requires_grad else None for t in leaves)
+    return Step(outputs, tuple(g for _, g in pairs), tuple(gradients))
+
+
+def random_upstream(outputs: Any) -> list[Tensor | None]:
+    """A gradient for each output, as :func:`step` takes them by default; None beside None."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        None if o is None else torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)
+        for o in _listed(outputs)
+    ]
 
 
 def unit(dtype: torch.dtype) -> float:
