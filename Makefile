@@ -50,7 +50,7 @@ fast: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python $(PYTEST) -k "not triton" tests/values tests/gradients \
-		$(addprefix tests/contract/test_,contract.py nn.py) tests/pytorch/test_ops.py
+		$(addprefix tests/contract/test_,bad_input.py contract.py nn.py) tests/pytorch/test_ops.py
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -144,7 +144,7 @@ if [[ $dry ]]; then
 fi
 
 suite=("$root"/tests/{values/test_values,noise/test_{noise,determinism},gradients/test_gradcheck}.py
-    "$root"/tests/{contract/test_{contract,nn},pytorch/test_{modes,autocast,transforms}}.py)
+    "$root"/tests/{contract/test_{bad_input,contract,nn},pytorch/test_{modes,autocast,transforms}}.py)
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
 step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root/tests/gpu"

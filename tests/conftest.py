@@ -19,6 +19,7 @@ if DEVICE == "cpu":
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from storages import PACKED, PAIR
 from vaekl import _calls, _layout
 from vaekl._workspace import workspaces
 from vaekl.testing import CONFIGS
@@ -100,6 +101,11 @@ def backend(request):
         if DEVICE != "cpu":
             pytest.skip("tensors of these tests are on a GPU")
         pytest.importorskip("numba")
+    return request.param
+
+
+@pytest.fixture(params=[PAIR, PACKED], ids=str)
+def storage(request):
     return request.param
 
 

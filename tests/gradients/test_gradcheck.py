@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import vaekl
+from storages import PAIR, Packed
 from vaekl import _calls, _layout
-from vaekl.testing import make_inputs
+from vaekl.testing import make_inputs, random_upstream
 
 OUTPUTS = ("z", "kl", "kl_of_mean")
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
@@ -148,6 +149,44 @@ def test_double_backward(reduction, mean_over, given, backend, many_programs, de
     assert torch.autograd.gradgradcheck(
         lambda *t: call(*t, clamp=(-1.0, 0.9), **options), tensors, atol=1e-7, fast_mode=True
     )
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((4, 6), 1), ((4, 3), 0), ((2, 4, 3), 1)])
+@pytest.mark.parametrize("given", [False, True])
+def test_moments(shape, dim, given, backend, device):
+    """First and second derivatives."""
+    moments = make_inputs(shape, dtype=torch.float64, device=device)[0].requires_grad_()
+    eps = torch.randn_like(moments.detach().chunk(2, dim)[0]).requires_grad_()
+    tensors = (moments, eps) if given else (moments,)
+
+    def function(moments, eps=None):
+        options = {"seed": 3} if eps is None else {}
+        return Packed(dim).call(
+            moments, eps, reduction="none", clamp=(-1.0, 0.9), backend=backend, **options
+        )
+
+    gradcheck(function, tensors, backend)
+    assert torch.autograd.gradgradcheck(function, tensors, atol=1e-7, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("storage", "shape"),
+    [(PAIR, (4, 6)), (Packed(1), (4, 6)), (Packed(0), (4, 3)), (Packed(1), (2, 4, 3))],
+    ids=str,
+)
+def test_create_graph_gives_the_same_gradient(storage, shape, backend, device):
+    """The road that can be differentiated again ends in the same place as the kernel."""
+    mu, logvar = make_inputs(shape, dtype=torch.float64, device=device)
+    tensors = [t.requires_grad_() for t in ((mu, logvar) if storage is PAIR else (mu,))]
+    out = storage.call(*tensors, seed=3, clamp=(-1.0, 0.9), backend=backend)
+    upstream = random_upstream(out)
+    plain, graph = (
+        torch.autograd.grad(out, tensors, upstream, retain_graph=True, create_graph=create)
+        for create in (False, True)
+    )
+    for a, b in zip(graph, plain):
+        assert a.requires_grad
+        torch.testing.assert_close(a.detach(), b)
 
 
 def test_gradient_penalty_is_not_dropped(backend, device):

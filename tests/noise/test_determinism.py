@@ -9,27 +9,19 @@ from vaekl.kernels.reduction import sum_scalars
 import vaekl
 from vaekl import _calls, _launch
 from vaekl._workspace import Workspaces, workspaces
-from vaekl.testing import CONFIGS, make_inputs
-
-
-def run(mu, logvar, upstream, backend, **options):
-    mu, logvar = (t.detach().requires_grad_() for t in (mu, logvar))
-    out = vaekl.reparameterize_kl(mu, logvar, seed=3, backend=backend, **options)
-    torch.autograd.backward(tuple(out), upstream)
-    return (*out, mu.grad, logvar.grad)
+from vaekl.testing import CONFIGS, make_inputs, step
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("mean_over", ["batch", "all"])
 def test_repeated_calls_are_bitwise_equal(reduction, mean_over, backend, config, device):
-    mu, logvar = make_inputs((9, 22), device=device)
-    upstream = [torch.randn(9, 22), torch.randn(9 if reduction == "none" else ()), torch.randn(())]
-    upstream = [g.to(device) for g in upstream]
-    options = {"reduction": reduction, "mean_over": mean_over}
-    first = run(mu, logvar, upstream, backend, **options)
+    pair = make_inputs((9, 22), device=device)
+    options = {"reduction": reduction, "mean_over": mean_over, "seed": 3, "backend": backend}
+    call = lambda m, v: vaekl.reparameterize_kl(m, v, **options)  # noqa: E731
+    first = step(call, pair).tensors
     interpreted = backend == "triton" and device == "cpu"  # one program after another
     for _ in range(1 if interpreted else 2):
-        for a, b in zip(first, run(mu, logvar, upstream, backend, **options)):
+        for a, b in zip(first, step(call, pair).tensors, strict=True):
             assert torch.equal(a, b)
             assert torch.isfinite(a).all()
 
@@ -151,20 +143,21 @@ def test_nothing_is_saved_without_grad(backend, device):
         assert saved
 
 
-def test_the_kernels_save_nothing_of_the_inputs_size(device):
-    """Bytes kept for backward: the inputs by reference, a key and two mean vectors."""
-    mu, logvar = (t.requires_grad_() for t in make_inputs((64, 12), device=device))
+def test_the_kernels_save_nothing_of_the_inputs_size(storage, backend, device):
+    """What is stored, by reference; a key (eager: the noise) and two mean vectors."""
+    tensors = [t.requires_grad_() for t in storage.store(*make_inputs((64, 6), device=device))]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        vaekl.reparameterize_kl(mu, logvar, backend="triton")
-    own = [t for t in saved if t.data_ptr() not in (mu.data_ptr(), logvar.data_ptr())]
-    assert sum(t.numel() for t in own) == 2 + 2 * 12
+        storage.call(*tensors, backend=backend)
+    own = {t.data_ptr() for t in tensors}
+    assert [t.shape for t in saved if t.data_ptr() in own] == [t.shape for t in tensors]
+    others = sorted(t.numel() for t in saved if t.data_ptr() not in own)
+    assert others == ([2 * 6, 64 * 6] if backend == "eager" else [2, 2 * 6])
 
 
-def test_changing_an_input_before_backward_is_noticed(backend, device):
-    mu, logvar = (t.requires_grad_() for t in make_inputs((5, 12), device=device))
-    double = 2 * mu
-    kl = vaekl.kl_loss(double, logvar, backend=backend)
-    double += 1
+def test_changing_an_input_before_backward_is_noticed(storage, backend, device):
+    tensors = [2 * t.requires_grad_() for t in storage.store(*make_inputs((5, 6), device=device))]
+    kl = storage.call(*tensors, backend=backend).kl
+    tensors[0] += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         kl.backward()

@@ -8,9 +8,10 @@ import triton.language as tl
 from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
+from storages import PACKED, PAIR
 from vaekl import _calls, _layout, _noise
 from vaekl.reference import SEED_OFFSET, normal, philox4x32, to_numpy
-from vaekl.testing import EPS_BUDGET
+from vaekl.testing import EPS_BUDGET, make_inputs
 
 SEEDS = [0, 1, -1, 2**63 + 5, 0x0123_4567_89AB_CDEF]
 DTYPES = [torch.float32, torch.float64]
@@ -337,6 +338,17 @@ def test_generator_is_used_and_nothing_else(backend, device):
     assert torch.equal(after, state)
     generator.manual_seed(5)
     assert torch.equal(drawn((3, 4), backend=backend, device=device, generator=generator), first)
+
+
+def test_moments_draw_what_two_tensors_draw(backend, device):
+    pair = make_inputs((5, 6), device=device)
+    for make in (lambda: torch.Generator(device).manual_seed(4), lambda: None):
+        draws = []
+        for storage in (PAIR, PACKED):
+            torch.manual_seed(4)
+            tensors = storage.store(*pair)
+            draws.append(storage.call(*tensors, generator=make(), backend=backend).z)
+        assert torch.equal(*draws)
 
 
 def test_seed_and_eps_touch_no_generator(backend, device):

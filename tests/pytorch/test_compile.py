@@ -8,7 +8,8 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch.func import grad, jvp, vmap
 
 import vaekl
-from vaekl.testing import make_inputs
+from storages import PACKED, PAIR
+from vaekl.testing import make_inputs, step
 
 FUNCTIONS = {
     "reparameterize_kl": lambda m, v, **o: tuple(vaekl.reparameterize_kl(m, v, **o)),
@@ -29,15 +30,12 @@ def _fresh():
     torch._dynamo.reset()
 
 
-def step(function, shape, device, seed=0):
-    """Forward and backward with random upstream gradients, and the state that is left."""
-    mu, logvar = make_inputs(shape, device=device, seed=seed)
-    leaves = [t.requires_grad_() for t in (mu, logvar)]
+def run(function, inputs, seed=0):
+    """Forward and backward, and the random state that is left."""
     torch.manual_seed(seed)
-    out = function(*leaves)
-    state = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
-    upstream = [torch.randn(o.shape, device="cpu").to(o) for o in out]
-    return [*out, *torch.autograd.grad(out, leaves, upstream), state]
+    found = step(function, inputs)
+    cuda = inputs[0].device.type == "cuda"
+    return [*found.tensors, torch.cuda.get_rng_state() if cuda else torch.get_rng_state()]
 
 
 def equal(actual, expected):
@@ -51,14 +49,16 @@ def test_one_graph(name, backend, device):
     call = lambda m, v: FUNCTIONS[name](m, v, backend=backend)  # noqa: E731
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
     for seed in range(2):
-        assert equal(step(compiled, (4, 6), device, seed), step(call, (4, 6), device, seed))
+        pair = make_inputs((4, 6), device=device, seed=seed)
+        assert equal(run(compiled, pair, seed), run(call, pair, seed))
 
 
 def test_eval_mode(backend, device):
     module = vaekl.nn.ReparameterizeKL(backend=backend).eval()
     call = lambda m, v: tuple(module(m, v))  # noqa: E731
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
-    assert equal(step(compiled, (4, 6), device), step(call, (4, 6), device))
+    pair = make_inputs((4, 6), device=device)
+    assert equal(run(compiled, pair), run(call, pair))
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
@@ -68,7 +68,8 @@ def test_batches_of_any_size(dynamic, backend, device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(call, backend=counter, fullgraph=True, dynamic=dynamic)
     for batch in (4, 9, 7, 33, 4):
-        assert equal(step(compiled, (batch, 6), device), step(call, (batch, 6), device))
+        pair = make_inputs((batch, 6), device=device)
+        assert equal(run(compiled, pair), run(call, pair))
     assert counter.frame_count == (1 if dynamic else 2)
 
 
@@ -84,6 +85,14 @@ def test_a_seed_for_each_step(backend, device):
     for seed in (2**63 + 1, 2**64 - 1):
         expected = vaekl.reparameterize(mu, logvar, seed=seed, backend=backend)
         assert torch.equal(compiled(mu, logvar, seed=seed, backend=backend), expected)
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1, -(2**63)])
+def test_seeds_of_64_bits(seed, storage, backend, device):
+    tensors = storage.store(*make_inputs((4, 3), device=device))
+    call = lambda *t: storage.call(*t, seed=seed, backend=backend).z  # noqa: E731
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*tensors), call(*tensors))
 
 
 def test_each_call_draws_anew(backend, device):
@@ -115,20 +124,23 @@ def test_eps_and_its_gradient(backend, device):
         assert equal(*found)
 
 
-def test_the_backward_program_holds_the_operator(backend, device):
-    """One launch, not the formulas of the second derivative."""
+def test_the_backward_program_holds_the_operator(storage, backend, device):
+    """One launch, not the formulas of the second derivative, nor two gradients put together."""
     seen = []
 
     def look(graph, inputs):
         seen.extend(str(node.target) for node in graph.graph.nodes)
         return make_boxed_func(graph)
 
-    call = lambda m, v: tuple(vaekl.reparameterize_kl(m, v, backend=backend))  # noqa: E731
+    call = lambda *t: tuple(storage.call(*t, backend=backend))  # noqa: E731
     compiler = torch._dynamo.backends.common.aot_autograd(fw_compiler=look, bw_compiler=look)
-    step(torch.compile(call, backend=compiler, fullgraph=True), (4, 6), device)
-    assert seen.count("vaekl.reparameterize_kl.default") == 1
-    assert seen.count("vaekl.reparameterize_kl_backward.default") == 1
-    assert not [name for name in seen if "exp" in name or "randn" in name]
+    compiled = torch.compile(call, backend=compiler, fullgraph=True)
+    tensors = storage.store(*make_inputs((4, 6), device=device))
+    assert equal(run(compiled, tensors), run(call, tensors))
+    name = "reparameterize_kl" + ("" if storage is PAIR else "_moments")
+    assert seen.count(f"vaekl.{name}.default") == 1
+    assert seen.count(f"vaekl.{name}_backward.default") == 1
+    assert not [name for name in seen if "exp" in name or "randn" in name or "cat" in name]
 
 
 def test_inductor(device):
@@ -179,10 +191,15 @@ def test_transforms_inside(device):
         assert len(mapped(zeros).unique()) == different
 
 
-def test_a_generator_is_refused_or_runs_uncompiled(backend, device):
+@pytest.mark.parametrize(
+    "function",
+    [vaekl.reparameterize, lambda *t, **o: PACKED.call(*PACKED.store(*t), **o).z],
+    ids=["pair", "packed"],
+)
+def test_a_generator_is_refused_or_runs_uncompiled(function, backend, device):
     """A compiled program cannot hold one (nor can torch.randn's): an error, or a graph break."""
     mu, logvar = make_inputs((4, 6), device=device)
-    call = lambda m, v, g: vaekl.reparameterize(m * 1, v, generator=g, backend=backend).sin()  # noqa: E731
+    call = lambda m, v, g: function(m * 1, v, generator=g, backend=backend).sin()  # noqa: E731
     new = lambda: torch.Generator(device).manual_seed(3)  # noqa: E731
     with pytest.raises(torch._dynamo.exc.Unsupported, match="generator= cannot be compiled"):
         torch.compile(call, backend="aot_eager", fullgraph=True)(mu, logvar, new())

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-import vaekl
-from vaekl.testing import make_inputs
+from storages import PACKED, PAIR
+from vaekl.testing import make_inputs, step
 
 FORWARD = torch.ops.vaekl.reparameterize_kl.default
 BACKWARD = torch.ops.vaekl.reparameterize_kl_backward.default
+OF_MOMENTS = torch.ops.vaekl.reparameterize_kl_moments.default
+BACKWARD_OF_MOMENTS = torch.ops.vaekl.reparameterize_kl_moments_backward.default
+OPERATORS = {PAIR: (FORWARD, BACKWARD), PACKED: (OF_MOMENTS, BACKWARD_OF_MOMENTS)}
 # An operator draws anew at each call, so only calls with a seed can be compared with a second run.
 CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
 OPTIONS = [
@@ -53,31 +56,48 @@ def test_opcheck_of_gradients(options, given, backend, device):
     torch.library.opcheck(FORWARD, (mu, logvar, eps, None, seed, *options, backend))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "steps"])
 @pytest.mark.parametrize("given", [False, True])
-def test_a_dispatch_mode_sees_the_operators(given, backend, device, operators):
+def test_opcheck_of_moments(layout, given, backend, device):
+    moments = make_inputs((2, 4, 2, 4), layout=layout, device=device)[0]
+    eps = torch.randn(2, 2, 2, 4, device=device) if given else None
+    options = ("none", "batch", True, 1, [-1.0, 1.0])
+    arguments = (moments, 1, eps, None, None if given else 7, *options, backend)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(OF_MOMENTS, arguments, test_utils=tests)
+    z, kl, kl_of_mean, state, means = OF_MOMENTS(*arguments)
+    upstream = [torch.randn_like(out) for out in (z, kl, kl_of_mean)]
+    torch.library.opcheck(
+        BACKWARD_OF_MOMENTS,
+        (moments, 1, eps, *upstream, state, means, *options, backend, [True, given]),
+        test_utils=tests,
+    )
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("kl_of_mean", [False, True])
+def test_a_dispatch_mode_sees_the_operators(given, kl_of_mean, storage, backend, device, operators):
     """And gets the same results as the direct way."""
-    mu, logvar = (t.requires_grad_() for t in make_inputs((4, 6), device=device))
-    noise = {"eps": torch.ones_like(mu)} if given else {"seed": 3}
-    call = lambda: vaekl.reparameterize_kl(mu, logvar, kl_of_mean=given, backend=backend, **noise)  # noqa: E731
-    upstream = [torch.randn_like(out) for out in call() if out is not None]
-
-    def step():
-        outputs = [out for out in call() if out is not None]
-        return (*outputs, *torch.autograd.grad(outputs, (mu, logvar), upstream))
-
-    direct = step()
+    tensors = storage.store(*make_inputs((2, 2, 3), device=device))
+    eps = torch.ones(2, 2, 3, device=device) if given else None
+    options = {"kl_of_mean": kl_of_mean, "backend": backend} | ({} if given else {"seed": 77})
+    call = lambda *t: storage.call(*t, **options)  # noqa: E731
+    direct = step(call, (*tensors, eps)).tensors
     with operators:
-        through = step()
-    assert str(FORWARD) in operators.names
-    assert str(BACKWARD) in operators.names
-    assert all(torch.equal(a, b) for a, b in zip(direct, through))
+        through = step(call, (*tensors, eps)).tensors
+    assert {str(operator) for operator in OPERATORS[storage]} <= set(operators.names)
+    for a, b in zip(direct, through, strict=True):
+        assert torch.equal(a, b)
 
 
-def test_meta_tensors(backend):
-    mu = torch.empty(4, 6, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    z, kl, kl_of_mean = vaekl.reparameterize_kl(mu, mu, reduction="none", backend=backend)
+@pytest.mark.parametrize("reduction", ["none", "batchmean"])
+def test_meta_tensors(reduction, storage, backend):
+    mu = torch.empty(4, 6, device="meta", dtype=torch.bfloat16)
+    found = step(
+        lambda *t: storage.call(*t, reduction=reduction, backend=backend), storage.store(mu, mu)
+    )
+    z, kl, kl_of_mean = found.outputs
     assert (z.shape, z.dtype) == ((4, 6), torch.bfloat16)
-    assert (kl.shape, kl.dtype) == ((4,), torch.float32)
+    assert (kl.shape, kl.dtype) == ((4,) if reduction == "none" else (), torch.float32)
     assert kl_of_mean.shape == ()
-    kl.sum().backward()
-    assert mu.grad.is_meta
+    assert all(gradient.is_meta for gradient in found.gradients)

@@ -282,6 +282,41 @@ def test_batched_upstream_gradients(backend, tensors):
     same(*found)
 
 
+def test_batched_upstream_gradients_of_drawn_noise(storage, backend, device):
+    tensors = [t.requires_grad_() for t in storage.store(*make_inputs((4, 3), device=device))]
+    z = storage.call(*tensors, seed=3, backend=backend).z
+    rows = torch.eye(12, device=device).reshape(12, 4, 3)
+    together = torch.autograd.grad(z, tensors, rows, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(z, tensors, row, retain_graph=True) for row in rows]
+    for stacked, *each in zip(together, *alone):
+        torch.testing.assert_close(stacked, torch.stack(each))
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap of grad", "jvp", "hessian"])
+def test_transforms_see_two_views(transform, backend, device):
+    """torch.func gets of packed moments what it gets of their halves."""
+    moments = make_inputs((3, 4, 6), dtype=torch.float64, device=device)[0]
+
+    def loss(call):
+        def function(m):
+            z, kl, of_mean = call(m)
+            return z.square().sum() + kl + of_mean
+
+        return function
+
+    options = {"seed": 3, "backend": backend}
+    packed = loss(lambda m: vaekl.reparameterize_kl_moments(m, **options))
+    pair = loss(lambda m: vaekl.reparameterize_kl(*m.chunk(2, 1), **options))
+    func = torch.func
+    apply = {
+        "grad": lambda f: func.grad(f)(moments[0]),
+        "vmap of grad": lambda f: func.vmap(func.grad(f))(moments),
+        "jvp": lambda f: func.jvp(f, (moments[0],), (torch.ones_like(moments[0]),))[1],
+        "hessian": lambda f: func.hessian(f)(moments[0]),
+    }[transform]
+    torch.testing.assert_close(apply(packed), apply(pair))
+
+
 def test_transforms_reach_the_module(backend, tensors):
     module = vaekl.nn.ReparameterizeKL(backend=backend)
     mu, logvar, eps = tensors

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vaekl
+from storages import PACKED, PAIR, Packed
 from vaekl import _layout
 from vaekl.reference import SEED_OFFSET, Oracle, normal, to_numpy, torch_reparameterize_kl
 from vaekl.testing import (
@@ -15,6 +16,8 @@ from vaekl.testing import (
     gradient_bounds,
     kl_of_mean_bound,
     make_inputs,
+    random_upstream,
+    step,
     unit,
     worst,
 )
@@ -33,20 +36,25 @@ def rows(shape, batch_dims):
     return int(np.prod(shape[:batch_dims])), int(np.prod(shape[batch_dims:]))
 
 
-def check(mu, logvar, *, backend, eps=None, needs=(True, True, True), kl_of_mean=True, **options):
-    """One forward and backward with random upstream gradients; every output within its budget."""
-    leaves = [mu, logvar, eps]
-    for leaf, need in zip(leaves, needs):
-        if leaf is not None:
-            leaf.requires_grad_(need)
-    noise = {"eps": eps} if eps is not None else {"seed": SEED}
-    out = vaekl.reparameterize_kl(
-        mu, logvar, backend=backend, kl_of_mean=kl_of_mean, **noise, **options
+def check(
+    tensors, *, backend, storage=PAIR, eps=None, needs=None, upstream=None, kl_of_mean=True,
+    **options,
+):  # fmt: skip
+    """One forward and backward with random upstream gradients; every output within its budget.
+
+    Returns the gradients of the tensors.
+    """
+    noise = {} if eps is not None else {"seed": SEED}
+    every = {"backend": backend, "kl_of_mean": kl_of_mean, **noise, **options}
+    inputs = tensors if eps is None else (*tensors, eps)
+    out, upstream, gradients = step(
+        lambda *t: storage.call(*t, **every), inputs, upstream, needs=needs
     )
-    batch_dims = options.get("batch_dims", 1)
+    mu, logvar = (t.detach() for t in storage.halves(*tensors))
     drawn = None
     if eps is None:
-        drawn = normal(SEED, SEED_OFFSET, *rows(mu.shape, batch_dims)).reshape(mu.shape)
+        drawn = normal(SEED, SEED_OFFSET, *rows(mu.shape, options.get("batch_dims", 1)))
+        drawn = drawn.reshape(mu.shape)
     oracle = Oracle(mu, logvar, eps if eps is not None else drawn, **options)
     dtype = compute_dtype(mu, logvar, eps)
 
@@ -59,27 +67,20 @@ def check(mu, logvar, *, backend, eps=None, needs=(True, True, True), kl_of_mean
     else:
         assert out.kl_of_mean is None
     check_z(out.z, mu, logvar, eps, oracle, dtype, options.get("clamp"))
+    if storage is not PAIR:
+        assert torch.equal(out.z, PAIR.call(mu, logvar, eps, **every).z)
+    needs = needs or [True] * len(inputs)
+    assert out.kl.requires_grad == any(needs[: len(tensors)])
 
-    torch.manual_seed(1)
-    dz = torch.randn(mu.shape, dtype=torch.float64).to(out.z)
-    dkl = torch.randn(out.kl.shape, dtype=torch.float64).to(out.kl)
-    h = torch.randn((), dtype=torch.float64).to(out.kl) if kl_of_mean else None
-    if not (needs[0] or needs[1]):  # then the KLs are constants
-        assert not out.kl.requires_grad
-        dkl = h = None
-    pairs = [(o, g) for o, g in zip(out, (dz, dkl, h)) if g is not None]
-    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-    expected = oracle.gradients(dz, dkl, h)
-    names = ("dmu", "dlogvar", "deps")
-    for name, leaf, need in zip(names, leaves, needs):
-        if leaf is None:
+    exact = oracle.gradients(*upstream)
+    for i, (gradient, tensor) in enumerate(zip(gradients, inputs)):
+        if not needs[i]:
             continue
-        if not need:
-            assert leaf.grad is None
-            continue
-        assert leaf.grad.dtype == leaf.dtype
-        bounds = gradient_bounds(oracle, dtype, leaf.dtype, dz, dkl, h, drawn=eps is None)
-        assert worst(leaf.grad, expected[name], bounds[name]) <= 1, name
+        bounds = gradient_bounds(oracle, dtype, tensor.dtype, *upstream, drawn=eps is None)
+        expected, bound = ((*storage.gradients(of), of.get("deps"))[i] for of in (exact, bounds))
+        assert gradient.dtype == tensor.dtype
+        assert worst(gradient, expected, bound) <= 1, i
+    return gradients[: len(tensors)]
 
 
 def check_z(z, mu, logvar, eps, oracle, dtype, clamp):
@@ -104,23 +105,29 @@ def check_z(z, mu, logvar, eps, oracle, dtype, clamp):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("mean_over", ["batch", "all", None])
 def test_reductions(reduction, mean_over, backend, config, device):
-    mu, logvar = make_inputs((7, 21), device=device)
     check(
-        mu,
-        logvar,
-        backend=backend,
-        reduction=reduction,
-        mean_over=mean_over or "batch",
-        kl_of_mean=mean_over is not None,
-    )
+        make_inputs((7, 21), device=device), backend=backend, reduction=reduction,
+        mean_over=mean_over or "batch", kl_of_mean=mean_over is not None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("mean_over", ["batch", "all", None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reductions_clamped(reduction, mean_over, dtype, storage, backend, many_programs, device):
+    tensors = storage.store(*make_inputs((5, 6), dtype=dtype, device=device))
+    check(
+        tensors, storage=storage, backend=backend, reduction=reduction,
+        mean_over=mean_over or "batch", kl_of_mean=mean_over is not None, clamp=(-0.5, 0.7),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", [False, True])
-def test_dtypes(dtype, given, backend, many_programs, device):
-    mu, logvar = make_inputs((5, 12), dtype=dtype, device=device)
+def test_dtypes(dtype, given, storage, backend, many_programs, device):
+    tensors = storage.store(*make_inputs((5, 12), dtype=dtype, device=device))
     eps = make_inputs((5, 12), dtype=dtype, device=device, seed=9)[0] if given else None
-    check(mu, logvar, eps=eps, backend=backend)
+    check(tensors, storage=storage, eps=eps, backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +141,11 @@ def test_dtypes(dtype, given, backend, many_programs, device):
     ],
 )
 def test_mixed_dtypes_promote_as_torch_does(dtypes, backend, device):
-    mu, logvar = make_inputs((4, 6), dtype=dtypes[0], logvar_dtype=dtypes[1], device=device)
+    pair = make_inputs((4, 6), dtype=dtypes[0], logvar_dtype=dtypes[1], device=device)
     eps = None
     if dtypes[2] is not None:
         eps = make_inputs((4, 6), dtype=dtypes[2], device=device, seed=9)[0]
-    check(mu, logvar, eps=eps, backend=backend)
+    check(pair, eps=eps, backend=backend)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (6, 1), (3, 2), (2, 37), (33, 4), (1, 130)])
@@ -146,34 +153,67 @@ def test_mixed_dtypes_promote_as_torch_does(dtypes, backend, device):
 def test_shapes(shape, reduction, backend, config, device):
     if shape == (1, 130) and config.tile == 8:
         pytest.skip("65 programs of the interpreter show nothing that 17 do not")
-    mu, logvar = make_inputs(shape, device=device)
-    check(mu, logvar, backend=backend, reduction=reduction)
+    check(make_inputs(shape, device=device), backend=backend, reduction=reduction)
 
 
-@pytest.mark.parametrize("layout", ["halves", "transposed", "channels_last", "expanded", "steps"])
+LAYOUTS = ["halves", "transposed", "channels_last", "expanded", "steps"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "batch_dims"), [((3, 6), 1), ((2, 3, 6), 1), ((2, 3, 6), 2)])
 def test_layouts(layout, shape, batch_dims, backend, many_programs, device):
-    mu, logvar = make_inputs(shape, layout=layout, device=device)
-    mu, logvar = mu.detach(), logvar.detach()
-    for t in (mu, logvar):
-        assert not t.requires_grad
-    check(mu, logvar, backend=backend, batch_dims=batch_dims, reduction="none")
+    pair = make_inputs(shape, layout=layout, device=device)
+    check(pair, backend=backend, batch_dims=batch_dims, reduction="none")
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "expanded", "steps", "halves"])
 def test_four_axes(layout, backend, many_programs, device):
-    mu, logvar = make_inputs((2, 3, 2, 4), layout=layout, device=device)
-    check(mu, logvar, backend=backend)
-    mu, logvar = make_inputs((2, 3, 2, 4), layout=layout, device=device)
+    pair = make_inputs((2, 3, 2, 4), layout=layout, device=device)
     eps = make_inputs((2, 3, 2, 4), layout="channels_last", device=device, seed=4)[0]
-    check(mu, logvar, backend=backend, eps=eps)
+    check(pair, backend=backend)
+    check(pair, backend=backend, eps=eps)
+
+
+# (shape, dim, batch_dims): every axis of several ranks, in and after the batch axes.
+PLACES = [
+    ((6, 10), 1, 1),
+    ((6, 10), 0, 1),
+    ((6, 10), -1, 0),
+    ((4,), 0, 1),
+    ((3, 4, 5), 1, 1),
+    ((3, 4, 6), -1, 2),
+    ((2, 6, 4), 1, 2),
+    ((4, 3, 5), 0, 2),
+    ((2, 4, 3, 2), 1, 1),
+    ((2, 3, 4, 2), 2, 1),
+    ((2, 3, 2, 4), 3, 1),
+    ((2, 4, 2, 2, 3), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim", "batch_dims"), PLACES)
+def test_moments_of_any_axis(shape, dim, batch_dims, backend, many_programs, device):
+    moments = make_inputs(shape, device=device)[0]
+    options = {"backend": backend, "batch_dims": batch_dims, "reduction": "none"}
+    (gradient,) = check([moments], storage=Packed(dim), **options)
+    assert gradient.stride() == moments.stride()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "dim"), [((3, 8), 1), ((2, 4, 2, 4), 1), ((2, 4, 2, 4), -1),
+                                            ((2, 4, 2, 2, 2), 1)])  # fmt: skip
+def test_moments_of_any_layout(layout, shape, dim, backend, device):
+    """The gradient has the strides that torch.empty_like gives: those of moments if dense."""
+    moments = make_inputs(shape, layout=layout, device=device)[layout == "expanded"]
+    (gradient,) = check([moments], storage=Packed(dim), backend=backend)
+    assert gradient.stride() == torch.empty_like(moments).stride()
 
 
 @pytest.mark.parametrize("inner", [1024, 128])
 def test_outer_axis_first_in_memory(inner, backend, device):
     """Rows that follow each other within each outer index; inner as wide as a block can be."""
-    mu, logvar = (t.transpose(0, 1) for t in make_inputs((2, 3, inner), device=device))
-    check(mu, logvar, backend=backend, reduction="none")
+    pair = [t.transpose(0, 1) for t in make_inputs((2, 3, inner), device=device)]
+    check(pair, backend=backend, reduction="none")
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -181,9 +221,9 @@ def test_wide_offsets(reduction, many_programs, device, monkeypatch):
     """The int64 variant, which tensors past 2^31 elements take, on small ones."""
     monkeypatch.setattr(_layout, "NARROW_OFFSETS", 0)
     _layout.view.cache_clear()
-    mu, logvar = make_inputs((2, 3, 2, 4), layout="channels_last", device=device)
+    pair = make_inputs((2, 3, 2, 4), layout="channels_last", device=device)
     try:
-        check(mu, logvar, backend="triton", reduction=reduction)
+        check(pair, backend="triton", reduction=reduction)
     finally:
         _layout.view.cache_clear()
 
@@ -202,45 +242,40 @@ def test_z_takes_the_memory_format_of_mu(layout, backend, device):
 
 @pytest.mark.parametrize("upstream", ["expanded", "transposed", "none_strided"])
 def test_upstream_gradients_of_any_layout(upstream, backend, many_programs, device):
-    mu, logvar = make_inputs((5, 12), device=device)
-    mu.requires_grad_()
-    logvar.requires_grad_()
-    z, kl, _ = vaekl.reparameterize_kl(mu, logvar, reduction="none", seed=SEED, backend=backend)
+    pair = make_inputs((5, 12), device=device)
     dz = {
         "expanded": torch.randn(()).expand(5, 12),
         "transposed": torch.randn(12, 5).t(),
         "none_strided": torch.randn(5, 24)[:, ::2],
     }[upstream].to(device)
     dkl = torch.randn(10, device=device)[::2] if upstream != "expanded" else dz[:, 0]
-    torch.autograd.backward([z, kl], [dz, dkl])
-    oracle = Oracle(mu, logvar, normal(SEED, SEED_OFFSET, 5, 12), reduction="none")
-    expected = oracle.gradients(dz, dkl)
-    bounds = gradient_bounds(oracle, torch.float32, torch.float32, dz, dkl, drawn=True)
-    assert worst(mu.grad, expected["dmu"], bounds["dmu"]) <= 1
-    assert worst(logvar.grad, expected["dlogvar"], bounds["dlogvar"]) <= 1
+    check(pair, backend=backend, reduction="none", upstream=(dz, dkl, None))
 
 
-@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3))[:-1])
-def test_every_subset_of_inputs(needs, backend, many_programs, device):
-    mu, logvar = make_inputs((5, 12), device=device)
-    eps = make_inputs((5, 12), device=device, seed=9)[0]
-    check(mu, logvar, eps=eps, needs=needs, backend=backend)
+SUBSETS = list(itertools.product([True, False], repeat=3))[:-1]
 
 
-@pytest.mark.parametrize("used", list(itertools.product([True, False], repeat=3))[:-1])
-def test_every_subset_of_outputs(used, backend, many_programs, device):
-    mu, logvar = make_inputs((5, 12), device=device)
-    mu.requires_grad_()
-    logvar.requires_grad_()
-    out = vaekl.reparameterize_kl(mu, logvar, seed=SEED, backend=backend)
-    upstream = [torch.randn(o.shape).to(o) if u else None for o, u in zip(out, used)]
-    pairs = [(o, g) for o, g in zip(out, upstream) if g is not None]
-    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-    oracle = Oracle(mu, logvar, normal(SEED, SEED_OFFSET, 5, 12))
-    expected = oracle.gradients(*upstream)
-    bounds = gradient_bounds(oracle, torch.float32, torch.float32, *upstream, drawn=True)
-    assert worst(mu.grad, expected["dmu"], bounds["dmu"]) <= 1
-    assert worst(logvar.grad, expected["dlogvar"], bounds["dlogvar"]) <= 1
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("storage", "needs"),
+    [*((PAIR, needs) for needs in SUBSETS), *((PACKED, n[1:]) for n in SUBSETS if n[0] == n[1])],
+    ids=str,
+)
+def test_every_subset_of_inputs(storage, needs, dtype, backend, many_programs, device):
+    tensors = storage.store(*make_inputs((5, 12), dtype=dtype, device=device))
+    eps = make_inputs((5, 12), dtype=dtype, device=device, seed=9)[0]
+    check(tensors, storage=storage, eps=eps, needs=needs, backend=backend)
+
+
+@pytest.mark.parametrize("used", SUBSETS)
+@pytest.mark.parametrize("clamp", [None, (-0.5, 0.7)])
+def test_every_subset_of_outputs(used, clamp, storage, backend, many_programs, device):
+    """Every gradient is written whatever it is made of."""
+    tensors = storage.store(*make_inputs((5, 12), device=device))
+    call = {"seed": SEED, "backend": backend, "clamp": clamp}
+    upstream = random_upstream(storage.call(*tensors, **call))
+    upstream = [g if u else None for g, u in zip(upstream, used)]
+    check(tensors, storage=storage, backend=backend, clamp=clamp, upstream=upstream)
 
 
 @pytest.mark.parametrize("clamp", [(-0.5, 0.7), (0.2, 3.0), (None, 0.0), (-1.0, None)])
@@ -251,8 +286,7 @@ def test_clamp(clamp, dtype, backend, many_programs, device):
         for given, side in zip(clamp, (-float("inf"), float("inf")))
     )
     mu, logvar = make_inputs((5, 12), dtype=dtype, device=device)
-    check(mu, logvar, clamp=bounds, backend=backend)
-    mu, logvar = mu.detach(), logvar.detach()
+    check((mu, logvar), clamp=bounds, backend=backend)
     one = vaekl.kl_loss(mu, logvar, clamp=clamp, backend=backend)
     assert torch.equal(one, vaekl.kl_loss(mu, logvar, clamp=bounds, backend=backend))
 
