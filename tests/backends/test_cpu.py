@@ -13,7 +13,7 @@ from vaekl.kernels import cpu as kernels
 import vaekl
 from vaekl import _threads, _validate
 from vaekl.reference import SEED_OFFSET, normal, to_numpy
-from vaekl.testing import EPS_BUDGET, make_inputs
+from vaekl.testing import EPS_BUDGET, make_inputs, step
 
 # 48 pieces in 3 column tiles; 14 pieces of rows that are padded.
 LARGE = [(200, 5000), (9999, 21)]
@@ -27,17 +27,14 @@ def threads():
     torch.set_num_threads(before)
 
 
-def step(shape=LARGE[0], dtype=torch.float32, **options):
-    """Results and gradients of one call."""
-    mu, logvar = (t.requires_grad_() for t in make_inputs(shape, dtype=dtype))
-    out = vaekl.reparameterize_kl(mu, logvar, seed=3, backend="cpu", **options)
-    generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(o.shape, generator=generator).to(o) for o in out]
-    return (*out, *torch.autograd.grad(tuple(out), (mu, logvar), upstream))
+def results(shape=LARGE[0], **options):
+    """And gradients, of one call."""
+    options |= {"seed": 3, "backend": "cpu"}
+    return step(lambda m, v: vaekl.reparameterize_kl(m, v, **options), make_inputs(shape)).tensors
 
 
 def equal(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second))
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_auto_takes_it_for_cpu_tensors():
@@ -72,13 +69,13 @@ def workers(monkeypatch):
 @pytest.mark.parametrize("mean_over", ["batch", "all"])
 @pytest.mark.parametrize("shape", LARGE)
 def test_threads_do_not_change_a_bit(shape, reduction, mean_over, threads, workers):
-    results = []
+    found = []
     for count in (1, 2, 3):
         threads(count)
-        results.append(step(shape, reduction=reduction, mean_over=mean_over))
+        found.append(results(shape, reduction=reduction, mean_over=mean_over))
     assert workers == [1, 1, 2, 2, 3, 3]
-    assert equal(results[0], results[1])
-    assert equal(results[0], results[2])
+    assert equal(found[0], found[1])
+    assert equal(found[0], found[2])
 
 
 def test_large_inputs_agree_with_eager():
@@ -110,7 +107,7 @@ def test_statistics_of_several_tiles_and_ranges(shape, threads, workers):
 
 def test_small_inputs_stay_in_the_calling_thread(threads, workers):
     threads(2)
-    step((128, 20))
+    results((128, 20))
     assert workers == [1, 1]
 
 
@@ -121,10 +118,10 @@ def test_small_inputs_stay_in_the_calling_thread(threads, workers):
 def test_threads_are_those_of_torch(threads):
     """No thread is started for a kernel that torch has not started already."""
     threads(2)
-    step((4, 4))  # autograd's own thread starts with its first call
+    results((4, 4))  # autograd's own thread starts with its first call
     torch.randn(1000, 1000).exp()  # on all of torch's threads
     before = _thread_count()
-    step()
+    results()
     assert _thread_count() <= before  # one of an earlier, larger team may still be ending
 
 
@@ -135,28 +132,28 @@ def _thread_count():
 def test_without_openmp(monkeypatch, threads, workers):
     """The calling thread does it all."""
     threads(2)
-    expected = step()
+    expected = results()
     monkeypatch.setattr(_threads, "_PARALLEL", 0)
-    assert equal(step(), expected)
+    assert equal(results(), expected)
     assert workers == [2, 2, 1, 1]
 
 
 def test_several_python_threads_at_once(threads):
     threads(2)
-    expected = [step(shape) for shape in (*LARGE, (128, 20))]
-    results = {}
+    expected = [results(shape) for shape in (*LARGE, (128, 20))]
+    found = {}
 
     def work(i):
-        results[i] = [[step(shape) for shape in (*LARGE, (128, 20))] for _ in range(3)]
+        found[i] = [[results(shape) for shape in (*LARGE, (128, 20))] for _ in range(3)]
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(results) == 4
-    for found in (repeat for repeats in results.values() for repeat in repeats):
-        assert all(equal(a, b) for a, b in zip(found, expected))
+    assert len(found) == 4
+    for repeat in (repeat for repeats in found.values() for repeat in repeats):
+        assert all(equal(a, b) for a, b in zip(repeat, expected))
 
 
 def _forked(inputs, workers, queue):
@@ -266,15 +263,16 @@ def test_elementwise_kl(upstream, dtype, threads):
 @pytest.mark.parametrize("shape", [(2500, 7), (33, 500), (700, 60), (9, 3000)])
 def test_transposed(shape, dtype):
     """Read and written along columns: to the bit as rows are, several blocks and tiles of them."""
-    inputs = [t.detach() for t in make_inputs(shape, dtype=dtype)]
+    inputs = make_inputs(shape, dtype=dtype)
     torch.manual_seed(0)
     dz, dkl = torch.randn(shape).to(dtype), torch.randn(shape[0])
-    results = []
-    for form in (lambda t: t, lambda t: t.t().contiguous().t()):
-        mu, logvar = (form(t).requires_grad_() for t in inputs)
-        z, kl, _ = vaekl.reparameterize_kl(mu, logvar, seed=1, reduction="none", backend="cpu")
-        results.append([z, kl, *torch.autograd.grad((z, kl), (mu, logvar), (form(dz), dkl))])
-    assert equal(*results)
+    options = {"seed": 1, "reduction": "none", "kl_of_mean": False, "backend": "cpu"}
+    call = lambda m, v: vaekl.reparameterize_kl(m, v, **options)  # noqa: E731
+    plain, turned = (
+        step(call, [form(t) for t in inputs], (form(dz), dkl, None)).tensors
+        for form in (lambda t: t, lambda t: t.t().contiguous().t())
+    )
+    assert equal(plain, turned)
 
 
 @pytest.mark.parametrize("needs", ["both", "mu", "logvar"])

@@ -11,7 +11,7 @@ import torch
 
 import vaekl
 from vaekl import _calls, _statistics
-from vaekl.testing import CONFIGS, make_inputs
+from vaekl.testing import CONFIGS, make_inputs, step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,10 +35,10 @@ def differentiable(shape, device, *, reduction="batchmean", dtype=torch.float32)
     return mu, logvar, [torch.randn_like(mu), *upstream]
 
 
-def step(mu, logvar, upstream, **options):
-    """Forward and backward: (z, kl, kl_of_mean, dmu, dlogvar)."""
-    out = vaekl.reparameterize_kl(mu, logvar, **options)
-    return (*out, *torch.autograd.grad(tuple(out), (mu, logvar), upstream))
+def run(mu, logvar, upstream, **options):
+    """Forward and backward: [z, kl, kl_of_mean, dmu, dlogvar]."""
+    call = lambda m, v: vaekl.reparameterize_kl(m, v, **options)  # noqa: E731
+    return step(call, (mu, logvar), upstream).tensors
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_small_cases(config, reduction, mean_over, dtype, device):
     options = {"reduction": reduction, "mean_over": mean_over, "seed": 3}
     mu, logvar, upstream = differentiable((37, 42), device, reduction=reduction, dtype=dtype)
     with _calls.use_config(CONFIGS[config]):
-        ours = step(mu, logvar, upstream, backend="triton", **options)
-    for a, b in zip(ours, step(mu, logvar, upstream, backend="eager", **options)):
+        ours = run(mu, logvar, upstream, backend="triton", **options)
+    for a, b in zip(ours, run(mu, logvar, upstream, backend="eager", **options)):
         torch.testing.assert_close(a, b)
 
 
@@ -88,7 +88,7 @@ def test_one_launch_each_way(shape, reduction, mean_over, noise, device, unpoiso
     mu, logvar, upstream = differentiable(shape, device, reduction=reduction)
 
     def call():
-        step(mu, logvar, upstream, reduction=reduction, mean_over=mean_over, **noise)
+        run(mu, logvar, upstream, reduction=reduction, mean_over=mean_over, **noise)
 
     call()  # compiles; counters and scratch are there from now on
     device_work(call)  # the profiler, too, starts up
@@ -122,13 +122,13 @@ def test_the_host_never_waits(device, unpoisoned):
         {"generator": torch.Generator(device).manual_seed(1)},
     ]
     for noise in noises:
-        step(mu, logvar, upstream, **noise)
+        run(mu, logvar, upstream, **noise)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "a prototype feature"
         torch.cuda.set_sync_debug_mode("error")
     try:
         for noise in noises:
-            step(mu, logvar, upstream, **noise)
+            run(mu, logvar, upstream, **noise)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -138,7 +138,7 @@ def test_peak_memory_is_outputs_and_gradients(dtype, device, unpoisoned):
     """z forward, two gradients backward; no copy, and nothing else of the inputs' size is kept."""
     mu, logvar, upstream = differentiable((16384, 1024), device, dtype=dtype)
     size = mu.numel() * mu.element_size()
-    step(mu, logvar, upstream)
+    run(mu, logvar, upstream)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     out = vaekl.reparameterize_kl(mu, logvar)
@@ -155,7 +155,7 @@ def test_a_device_that_is_not_the_current_one():
         mu, logvar, upstream = differentiable((1000, 70), device)
         upstream = [torch.ones_like(g) for g in upstream]
         generator = torch.Generator(device).manual_seed(5)
-        outputs = step(mu, logvar, upstream, generator=generator)
+        outputs = run(mu, logvar, upstream, generator=generator)
         assert all(t.device == mu.device for t in outputs)
         results.append([t.cpu() for t in outputs])
     assert torch.cuda.current_device() == 0

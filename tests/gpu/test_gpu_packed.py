@@ -5,16 +5,12 @@ import torch
 
 import vaekl
 from vaekl.distributions import DiagonalGaussianDistribution
-from vaekl.testing import large_operators, make_inputs
+from vaekl.testing import large_operators, make_inputs, step
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
 ]
-
-
-def moments_of(shape, device, *, dtype=torch.float32, layout="contiguous"):
-    return make_inputs(shape, dtype=dtype, layout=layout, device=device)[0].requires_grad_()
 
 
 @pytest.mark.parametrize("shape", [(64, 42), (63, 40), (16, 8, 32, 32), (2, 32, 5, 9, 16)])
@@ -31,27 +27,26 @@ def test_as_two_tensors(shape, dim, dtype, device):
     ):
         for start in (0, 1):
             flat = torch.empty(torch.Size(shape).numel() + start, dtype=dtype, device=device)
-            moments = flat[start:].view(shape).copy_(moments_of(shape, device, dtype=dtype))
-            moments = moments.detach().requires_grad_()
-            z, kl, of_mean = call(moments)
-            torch.manual_seed(1)
-            upstream = [torch.randn_like(t) for t in (z, kl, of_mean)]
-            gradients.append(torch.autograd.grad((z, kl, of_mean), moments, upstream)[0])
+            values = make_inputs(shape, dtype=dtype, device=device)[0]
+            moments = flat[start:].view(shape).copy_(values)
+            gradients += step(call, [moments]).gradients
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0])
 
 
 def test_one_gradient_and_no_copies(device):
     torch.use_deterministic_algorithms(False)  # new tensors are not filled
-    moments = moments_of((64, 8, 32, 32), device)
-    upstream = [torch.randn(64, 4, 32, 32, device=device), torch.ones((), device=device)]
+    moments = make_inputs((64, 8, 32, 32), device=device)[0]
+    upstream = (torch.randn(64, 4, 32, 32, device=device), torch.ones((), device=device), None)
 
-    def step():
-        z, kl, _ = vaekl.reparameterize_kl_moments(moments, kl_of_mean=False, backend="triton")
-        return z, torch.autograd.grad([z, kl], moments, upstream)
+    def call():
+        return step(
+            lambda m: vaekl.reparameterize_kl_moments(m, kl_of_mean=False, backend="triton"),
+            [moments], upstream,
+        )  # fmt: skip
 
-    step()
-    found = large_operators(step, moments.numel() // 2)
+    call()
+    found = large_operators(call, moments.numel() // 2)
     assert not {"cat", "copy_", "clone", "contiguous", "zeros"} & {name for name, _ in found}
     sizes = sorted(allocated for _, allocated in found if allocated)
     assert sizes == [moments.numel() * 2, moments.numel() * 4]
@@ -59,7 +54,9 @@ def test_one_gradient_and_no_copies(device):
 
 def test_sample_and_kl_is_one_launch_each_way(device):
     torch.use_deterministic_algorithms(False)
-    posterior = DiagonalGaussianDistribution(moments_of((4, 8, 64, 64), device))
+    posterior = DiagonalGaussianDistribution(
+        make_inputs((4, 8, 64, 64), device=device)[0].requires_grad_()
+    )
     posterior.sample_and_kl()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:

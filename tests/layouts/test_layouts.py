@@ -6,7 +6,7 @@ import torch
 import vaekl
 from paths import DOCS
 from vaekl.reference import SEED_OFFSET, Oracle, normal
-from vaekl.testing import KL_BUDGET, gradient_bounds, large_operators, worst
+from vaekl.testing import KL_BUDGET, gradient_bounds, large_operators, step, worst
 
 PAGE = DOCS / "layouts.md"
 ROWS = [
@@ -32,19 +32,18 @@ def channels_last(t):
 
 
 def tensors_of(example, device):
-    """(mu, logvar), or (moments,); as leaves, but for views that autograd has to see."""
+    """(mu, logvar), or (moments,)."""
     torch.manual_seed(0)
     names = {"channels_last": channels_last}
     names["randn"] = lambda *shape: torch.randn(*shape, device=device)
     exec(example, names)
-    found = [names["m"]] if "m" in names else [names["mu"], names["logvar"]]
-    return [t.detach().requires_grad_() for t in found]
+    return [names["m"]] if "m" in names else [names["mu"], names["logvar"]]
 
 
-def call(tensors, options, backend, **more):
+def run(tensors, upstream=None, **options):
+    """Forward and back, without the KL of the means."""
     function = vaekl.reparameterize_kl_moments if len(tensors) == 1 else vaekl.reparameterize_kl
-    given = eval(f"dict({options})")
-    return function(*tensors, backend=backend, **given, **more), given
+    return step(lambda *t: function(*t, kl_of_mean=False, **options), tensors, upstream)
 
 
 def test_the_page_has_rows():
@@ -59,13 +58,11 @@ def test_copies(example, options, read, kernels, device, launches_thrown_away):
     """The profiler's operators on tensors of the inputs' size, forward and backward."""
     tensors = tensors_of(example, device)
     half = tensors[0].numel() // (2 if len(tensors) == 1 else 1)
-
-    def step():
-        (z, kl, _), _ = call(tensors, options, kernels, kl_of_mean=False)
-        return torch.autograd.grad([z, kl], tensors, [torch.ones_like(z), torch.ones_like(kl)])
-
-    step()
-    found = {name for name, _ in large_operators(step, half)}
+    options = eval(f"dict({options})")
+    z, kl, _ = run(tensors, backend=kernels, **options).outputs
+    upstream = (torch.ones_like(z), torch.ones_like(kl), None)
+    call = lambda: run(tensors, upstream, backend=kernels, **options)  # noqa: E731
+    found = {name for name, _ in large_operators(call, half)}
     assert bool(found & COPIES) == (read == "copied"), found
 
 
@@ -73,8 +70,9 @@ def test_copies(example, options, read, kernels, device, launches_thrown_away):
 def test_values(example, options, backend, device):
     """KL, z and gradients of every line against the oracle."""
     tensors = tensors_of(example, device)
-    out, given = call(tensors, options, backend, seed=5, reduction="none", kl_of_mean=False)
-    dim, batch_dims = given.get("dim", 1), given.get("batch_dims", 1)
+    options = eval(f"dict({options})")
+    dim, batch_dims = options.get("dim", 1), options.get("batch_dims", 1)
+    out, upstream, gradients = run(tensors, seed=5, reduction="none", backend=backend, **options)
     pair = tensors if len(tensors) == 2 else tensors[0].chunk(2, dim)
     shape = pair[0].shape
     rows = shape[:batch_dims].numel()
@@ -84,9 +82,6 @@ def test_values(example, options, backend, device):
     torch.testing.assert_close(
         out.z.detach().cpu(), torch.from_numpy(oracle.z).float(), rtol=1e-5, atol=1e-5
     )
-    torch.manual_seed(1)
-    upstream = [torch.randn_like(out.z), torch.randn_like(out.kl)]
-    gradients = torch.autograd.grad([out.z, out.kl], tensors, upstream)
     expected = oracle.gradients(*upstream)
     bounds = gradient_bounds(oracle, torch.float32, torch.float32, *upstream, drawn=True)
     parts = gradients if len(tensors) == 2 else gradients[0].chunk(2, dim)
@@ -97,10 +92,11 @@ def test_values(example, options, backend, device):
 def test_gradient_of_one_logvar_channel(backend, device):
     """LTX: expand's gradient is the sum over the channels that share it."""
     mu = torch.randn(2, 8, 3, 4, 4, device=device)
-    one = torch.randn(2, 1, 3, 4, 4, device=device, requires_grad=True)
-    z, kl, _ = vaekl.reparameterize_kl(mu, one.expand_as(mu), seed=5, backend=backend)
-    upstream = [torch.randn_like(z), torch.randn_like(kl)]
-    (gradient,) = torch.autograd.grad([z, kl], one, upstream)
+    one = torch.randn(2, 1, 3, 4, 4, device=device)
+    options = {"seed": 5, "kl_of_mean": False, "backend": backend}
+    _, upstream, (gradient,) = step(
+        lambda v: vaekl.reparameterize_kl(mu, v.expand_as(mu), **options), [one]
+    )
     eps = normal(5, SEED_OFFSET, 2, mu.numel() // 2).reshape(mu.shape)
     oracle = Oracle(mu, one.expand_as(mu), eps)
     exact = oracle.gradients(*upstream)["dlogvar"].sum(1, keepdims=True)
@@ -130,26 +126,21 @@ def test_upstream_gradients_in_place(form, packed, kernels, device, launches_thr
     Beside mu, "width first" has three axes that do not merge: it is copied, as the page says.
     """
     moments = torch.randn(2, 8, 6, 6, device=device)
-    tensors = [moments] if packed else list(moments.chunk(2, 1))
-    tensors = [t.detach().requires_grad_() for t in tensors]
+    tensors = [moments] if packed else moments.chunk(2, 1)
     dz = UPSTREAM[form]((2, 4, 6, 6)).to(device)
     assert form == "sliced" or not dz.is_contiguous()
 
-    def step():
-        (z, _, _), _ = call(tensors, "", kernels, kl_of_mean=False)
-        return torch.autograd.grad(z, tensors, dz)
-
-    step()
-    found = {name for name, _ in large_operators(step, dz.numel())}
+    call = lambda: run(tensors, (dz, None, None), backend=kernels)  # noqa: E731
+    call()
+    found = {name for name, _ in large_operators(call, dz.numel())}
     assert not found & COPIES, found
 
 
 @pytest.mark.parametrize("form", list(UPSTREAM))
 def test_upstream_gradients_are_read_right(form, backend, device):
-    moments = torch.randn(2, 8, 6, 6, device=device, requires_grad=True)
+    moments = torch.randn(2, 8, 6, 6, device=device)
     dz = UPSTREAM[form]((2, 4, 6, 6)).to(device)
-    z, _, _ = vaekl.reparameterize_kl_moments(moments, seed=5, backend=backend)
-    (gradient,) = torch.autograd.grad(z, moments, dz)
+    (gradient,) = run([moments], (dz, None, None), seed=5, backend=backend).gradients
     oracle = Oracle(*moments.chunk(2, 1), normal(5, SEED_OFFSET, 2, 144).reshape(2, 4, 6, 6))
     expected = oracle.gradients(dz)
     bounds = gradient_bounds(oracle, torch.float32, torch.float32, dz, drawn=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vaekl
+from vaekl.testing import random_upstream, step
 
 SIZES = [1, 2, 3, 5, 8, 33, 64, 100]
 WIDE = [4, 128, 513, 1000, 1024, 2048, 2500, 5000]
@@ -42,11 +43,10 @@ def call(draw):
 
 def results(mu, logvar, dz, options, backend):
     """Outputs and gradients."""
-    mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
-    out = vaekl.reparameterize_kl(mu, logvar, backend=backend, **options)
-    generator = torch.Generator().manual_seed(0)
-    upstream = [dz, torch.randn(out.kl.shape, generator=generator), torch.tensor(0.7)]
-    return (*out, *torch.autograd.grad(tuple(out), (mu, logvar), upstream))
+    call = lambda m, v: vaekl.reparameterize_kl(m, v, backend=backend, **options)  # noqa: E731
+    kls = mu.shape[: options["batch_dims"]] if options["reduction"] == "none" else ()
+    upstream = [dz, *random_upstream([torch.empty(kls), torch.empty(())])]
+    return step(call, (mu, logvar), upstream).tensors
 
 
 @pytest.mark.parametrize(

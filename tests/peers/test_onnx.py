@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vaekl
+from modules import Function
 from vaekl.testing import make_inputs
 
 pytestmark = [
@@ -23,20 +24,11 @@ def _installed():
     pytest.importorskip("onnxruntime", reason="not compared: onnxruntime (not installed)")
 
 
-class Model(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
-
-
 def run(function, example, inputs, dynamo=False, axes=None):
     """Results of the exported function."""
     import onnxruntime
 
-    model, file = Model(function).eval(), io.BytesIO()
+    model, file = Function(function).eval(), io.BytesIO()
     if dynamo:
         shapes = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
         program = torch.onnx.export(

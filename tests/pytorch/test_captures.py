@@ -12,16 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vaekl
-from vaekl.testing import make_inputs
-
-
-class _Module(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
+from modules import Function
+from vaekl.testing import make_inputs, step
 
 
 def _make_fx(mode, pre_dispatch):
@@ -29,7 +21,7 @@ def _make_fx(mode, pre_dispatch):
 
 
 def _export(strict):
-    return lambda f, *t: torch.export.export(_Module(f), t, strict=strict).module()
+    return lambda f, *t: torch.export.export(Function(f), t, strict=strict).module()
 
 
 def _functionalized(f, *t):
@@ -65,9 +57,8 @@ CAPTURES = {
 
 
 def _gradients(m, v, e, **options):
-    leaves = [t.detach().requires_grad_() for t in (m, v)]
-    z, kl, _ = vaekl.reparameterize_kl(*leaves, eps=e, kl_of_mean=False, **options)
-    return torch.autograd.grad([z, kl], leaves, [e, torch.ones(()).to(e)])
+    call = lambda m, v: vaekl.reparameterize_kl(m, v, eps=e, kl_of_mean=False, **options)  # noqa: E731
+    return step(call, (m, v), (e, torch.ones(()).to(e), None)).gradients
 
 
 #: (mu, logvar, eps) -> results.

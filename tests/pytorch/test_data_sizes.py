@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import vaekl
+from modules import Function
 from vaekl.testing import make_inputs
 
 WAYS = {
@@ -36,15 +37,6 @@ def _count(keep, most):
     n = keep.sum().item()
     torch._check(n <= most)
     return n
-
-
-class _Module(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
 
 
 def inputs(seed, device):
@@ -81,12 +73,12 @@ def test_compile(way, call, device):
 
 @pytest.mark.parametrize(("way", "call"), PAIRS)
 def test_export(way, call, device):
-    whole_graph(lambda f, t: torch.export.export(_Module(f), t).module(), way, call, device)
+    whole_graph(lambda f, t: torch.export.export(Function(f), t).module(), way, call, device)
 
 
 @pytest.mark.parametrize("way", ["item", "equal masks"])
 def test_strict_export(way, device):
-    exported = lambda f, t: torch.export.export(_Module(f), t, strict=True).module()  # noqa: E731
+    exported = lambda f, t: torch.export.export(Function(f), t, strict=True).module()  # noqa: E731
     whole_graph(exported, way, "both", device)
 
 

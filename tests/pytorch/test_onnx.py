@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vaekl
+from modules import Function
 from vaekl.distributions import DiagonalGaussianDistribution
 from vaekl.reference import moments_oracle
 from vaekl.testing import KL_BUDGET, make_inputs, worst
@@ -19,17 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:torch.jit.TracerWarning"),
 ]
-
-
-class Model(torch.nn.Module):
-    """A function of tensors."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors):
-        return self.function(*tensors)
 
 
 def posterior(moments):
@@ -65,7 +55,7 @@ def test_exported_by_tracing(call, dtype, onnx, device):
     moments = make_inputs((3, 8), dtype=dtype, device=device)[0]
     file = io.BytesIO()
     torch.onnx.export(
-        Model(CALLS[call]), (moments,), file, dynamo=False,
+        Function(CALLS[call]), (moments,), file, dynamo=False,
         input_names=["moments"], dynamic_axes={"moments": {0: "batch"}},
     )  # fmt: skip
     assert b"BitwiseAnd" in file.getvalue() or call not in ("seed", "moments")
