@@ -35,7 +35,7 @@ def test_offsets_turn_wide_in_time():
 
 
 def test_layouts_are_read_in_place():
-    """No copy for what design §4 promises: three strides describe it."""
+    """No copy of what docs/layouts.md promises to read in place: three strides describe it."""
     shape = (2, 3, 4, 5)
     for layout in ("contiguous", "channels_last", "expanded"):
         pair = make_inputs(shape, layout=layout)

@@ -1,4 +1,4 @@
-"""The noise contract of design: known answers, every backend against the oracle, statistics."""
+"""The noise contract: known answers, every backend against the oracle, statistics."""
 
 import numpy as np
 import pytest
