@@ -74,6 +74,20 @@ def test_opcheck_of_moments(layout, given, backend, device):
     )
 
 
+def test_opcheck_of_a_backward_that_eps_has_no_part_in(storage, backend, device):
+    """No gradient of z: then there is none of eps, though it is needed."""
+    tensors = storage.store(*make_inputs((2, 2, 3), device=device))
+    eps, options = torch.ones(2, 2, 3, device=device), ("none", "batch", True, 1, None)
+    forward, backward = OPERATORS[storage]
+    given = (*tensors, eps) if storage is PAIR else (*tensors, storage.dim, eps)
+    _, kl, kl_of_mean, state, means = forward(*given, None, None, *options, backend)
+    upstream = (None, torch.randn_like(kl), torch.randn_like(kl_of_mean))
+    needs = [True] * (len(tensors) + 1)
+    torch.library.opcheck(
+        backward, (*given, *upstream, state, means, *options, backend, needs), test_utils=CHECKS
+    )
+
+
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("kl_of_mean", [False, True])
 def test_a_dispatch_mode_sees_the_operators(given, kl_of_mean, storage, backend, device, operators):
