@@ -1,4 +1,4 @@
-"""The noise contract: known answers, every backend against the oracle, statistics."""
+"""The contract of docs/noise.md: known answers, every backend against the oracle, statistics."""
 
 import numpy as np
 import pytest
@@ -349,6 +349,16 @@ def test_moments_draw_what_two_tensors_draw(backend, device):
             tensors = storage.store(*pair)
             draws.append(storage.call(*tensors, generator=make(), backend=backend).z)
         assert torch.equal(*draws)
+
+
+def test_a_generator_of_the_cpu_gives_a_seed(backend, device):
+    if backend == "eager" or device != "cpu":
+        pytest.skip("eager draws by torch.randn; a GPU's generator gives its own key")
+    generator = torch.Generator().manual_seed(5)
+    word = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    generator.manual_seed(5)
+    eps = drawn((3, 4), backend=backend, generator=generator)
+    assert torch.equal(eps, drawn((3, 4), backend=backend, seed=int(word)))
 
 
 def test_seed_and_eps_touch_no_generator(backend, device):

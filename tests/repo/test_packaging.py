@@ -194,7 +194,7 @@ def test_import_is_lazy():
     assert kernels <= {"vaekl.kernels.coefficients"}  # numbers
 
 
-def test_public_names_are_the_designs():
+def test_public_names():
     names = ["ReparamKL", "kl_loss", "kl_of_mean", "nn", "reference"]
     names += ["reparameterize", "reparameterize_kl", "reparameterize_kl_moments"]
     names += ["distributions", "patch_diffusers"]
