@@ -19,7 +19,8 @@ def _commit() -> str | None:
     """What is checked out; "-dirty" if any of it but results has been changed since."""
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = ("git", "status", "--porcelain", "--untracked-files=no", "--", ":(top)")
-    results = (f":(top,exclude){path}" for path in ("bench/results", "README.md"))
+    pages = ("bench/results", "README.md", "docs/speed.md")
+    results = (f":(top,exclude){path}" for path in pages)
     return f"{commit}-dirty" if commit and _output(*changed, *results) else commit
 
 

@@ -3,7 +3,7 @@
     python bench/pages.py           # write
     python bench/pages.py --check   # exit status 1 if the page and the summary disagree
 
-As bench/report.py does for README: no figure there is typed by hand.
+As bench/report.py does for README and docs/speed.md: no figure there is typed by hand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from report import ROOT, markdown, prose, rewritten
+from report import ROOT, refresh
+from tables import markdown, prose
 
 RIGHT, WRONG = "mean of the KLs", "KL of the mean"
 
@@ -75,16 +76,7 @@ def main() -> int:
     args = parser.parse_args()
     summary = json.loads(args.summary.read_text())
     sections: dict[str, str | None] = {"trainings": trainings(summary), "reports": reports(summary)}
-    text, changed, missing = rewritten(args.page.read_text(), sections)
-    for name in missing:
-        print(f"{args.page.name}: no markers for section '{name}'")
-    if args.check:
-        for name in changed:
-            print(f"{args.page.name}: section '{name}' is not what the summary says")
-        return 1 if changed or missing else 0
-    args.page.write_text(text)
-    print(f"{args.page.name}: {', '.join(changed) or 'nothing'} rewritten")
-    return 1 if missing else 0
+    return refresh(args.page, sections, args.check)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Write the figures of README.md from the committed JSON, between its markers.
+"""Write the figures of README.md and docs/speed.md from the committed JSON, between their markers.
 
     python bench/report.py           # write
-    python bench/report.py --check   # exit status 1 if README and JSON disagree
+    python bench/report.py --check   # exit status 1 if a page and the JSON disagree
 
 No figure there is typed by hand. A section is ``<!-- name: ... -->`` to ``<!-- /name -->``.
 """
@@ -13,275 +13,58 @@ import json
 import os
 import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from tables import OTHERS, benchmarks, demo, speed
+
 ROOT = Path(__file__).parents[1]
-#: Files in the results folder that are not of bench/run.py.
-OTHERS = ("host", "imports", "codegen", "cpu-detail", "peers", "peers-gpu")
-MODE = "forward+backward"
 
 
-def prose(text: str) -> str:
-    """A paragraph, wrapped like the rest of README."""
-    return textwrap.fill(" ".join(text.split()), 100, break_on_hyphens=False)
-
-
-def markdown(headings: list[str], rows: list[list[str]]) -> str:
-    """A table; the first column to the left, figures to the right."""
-    rule = ["---", *["---:"] * (len(headings) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, rule, *rows])
-
-
-def figure(value: float) -> str:
-    """Three digits, never in powers of ten."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def demo(summary: dict[str, Any]) -> str:
-    """What the KLs of the example's trained model are."""
-    train = summary["train"]
-    device = {"cpu": "CPU"}.get(summary["device"], summary["device"])
-    return prose(
-        f"""In `make demo` (8x8 digits, 2-D latent, {summary["epochs"]} epochs, seed
-        {summary["seed"]}, torch {summary["torch"]}, {device}) the trained model has, on its
-        training images, a KL of {train["kl"]:.3f} nats and a KL of the mean of
-        {train["kl_of_mean"]:.3f} nats: the gap of {train["gap"]:.3f} nats,
-        {train["gap"] / train["kl"]:.0%} of the first, does not appear in the second."""
-    )
-
-
-def benchmarks(results: dict[str, Any]) -> str:
-    """All devices' tables, host overhead and code generation, each if there is a file of it."""
-    devices = {name: data for name, data in results.items() if name not in OTHERS}
-    gpus = [data for data in devices.values() if data["device"]["kind"] == "cuda"]
-    parts = [] if gpus else ["Not yet measured on a GPU."]
-    # GPUs first: they are what the kernels are for.
-    for name, data in sorted(devices.items(), key=lambda item: item[1]["device"]["kind"] == "cpu"):
-        parts.append(measured_on(data, name))
-    if "cpu-detail" in results:
-        parts.append(cpu_detail(results["cpu-detail"]))
-    parts += [peers(results[name]) for name in ("peers-gpu", "peers") if name in results]
-    if "host" in results:
-        parts.append(host(results["host"]))
-    if "imports" in results:
-        parts.append(imports(results["imports"]))
-    if "codegen" in results:
-        parts.append(codegen(results["codegen"]))
-    return "\n\n".join(parts)
-
-
-def measured_on(data: dict[str, Any], name: str) -> str:
-    """One device: times of every provider and, on a GPU, what the device alone did."""
-    device, rows = data["device"], [r for r in data["rows"] if r["both"] and r["mode"] == MODE]
-    facts = [f"{key} {value}" for key, value in device["versions"].items() if value]
-    driver = f"driver {device['driver']}" if device.get("driver") else None
-    threads = f"{device['threads']} threads" if device["kind"] == "cpu" else None
-    facts = [part for part in (driver, threads) if part] + facts
-    facts += [f"commit {device['commit'] or 'unknown'}", device["date"]]
-    copy = data["copy_bytes_per_second"]
-    text = f"""**{device["name"]}** ({", ".join(facts)}). Forward + backward, both
-        KLs, calls in a row: median ms and, in brackets, how many times as fast as plain torch. A
-        copy reaches {figure(copy / 1e9)} GB/s."""
-    if device.get("load", 0) > 0.5 * device.get("cpus", 1):
-        text += f" The machine was busy with other work (load {device['load']}): noisy."
-    if not data["complete"]:
-        text += " The run stopped at its time limit."
-    wrong = sorted({f"{entry['provider']} ({entry['case']})" for entry in data["wrong"]})
-    if wrong:
-        text += f" Not timed, as results were wrong: {', '.join(wrong)}."
-    names = list(dict.fromkeys(r["provider"] for r in rows))
-    cases: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], {})[row["provider"]] = row
-    lines = [[case, *(times(found, provider) for provider in names)]
-             for case, found in cases.items()]  # fmt: skip
-    parts = [prose(text), markdown(["shape", *names], lines)]
-    if device["kind"] == "cuda":
-        parts.append(device_alone(data, cases))
-    plots = {kind: f"{name}-{kind}.png" for kind in ("bandwidth", "speedup", "growth")}
-    links = [f"[{kind}]({data['folder']}/{plot})" for kind, plot in plots.items()
-             if plot in data["plots"]]  # fmt: skip
-    return "\n\n".join(parts + (["Plots: " + ", ".join(links) + "."] if links else []))
-
-
-def times(found: dict[str, Any], provider: str) -> str:
-    """Milliseconds, and how many times as fast as plain torch."""
-    if provider not in found:
-        return ""
-    seconds = found[provider]["seconds"]
-    if provider == "plain" or "plain" not in found:
-        return figure(seconds * 1e3)
-    return f"{figure(seconds * 1e3)} ({found['plain']['seconds'] / seconds:.2f}x)"
-
-
-def device_alone(data: dict[str, Any], cases: dict[str, dict[str, Any]]) -> str:
-    """vaekl on a GPU: launches, share of the copy bandwidth, CUDA graphs, memory."""
-    forward = {
-        (r["case"], r["provider"]): r for r in data["rows"] if r["both"] and r["mode"] == "forward"
-    }
-    lines = []
-    for case, found in cases.items():
-        for provider, row in found.items():
-            first = forward.get((case, provider))
-            if not provider.startswith("vaekl") or first is None:
-                continue
-            shares = [
-                f"{r['floor_bytes'] / r['device_seconds'] / data['copy_bytes_per_second']:.0%}"
-                for r in (first, row)
-            ]
-            launches = "?"
-            if first["launches"] and row["launches"]:
-                launches = f"{first['launches']} + {row['launches'] - first['launches']}"
-            graph = "" if row["graph_seconds"] is None else figure(row["graph_seconds"] * 1e3)
-            memory = [f"{row[key] / 2**20:.2f}" for key in ("peak_bytes", "saved_bytes")]
-            lines.append([f"{case}, {provider}", launches, *shares, graph, *memory])
-    headings = ["", "launches", "share of copy, forward", "forward + backward"]
-    return markdown([*headings, "in a CUDA graph, ms", "peak MiB", "saved MiB"], lines)
-
-
-def cpu_detail(data: dict[str, Any]) -> str:
-    """Where the cpu backend's time goes, how it grows, and what it takes beside that."""
-    device, copy = data["device"], data["copy_bytes_per_second"]
-    lines = [
-        [row["name"], figure(row["seconds"] / row["elements"] * 1e9),
-         f"{row['bytes'] / row['seconds'] / copy:.0%}"]
-        for row in data["parts"]
-    ]  # fmt: skip
-    text = f"""**The cpu backend in detail** ({device["name"]}, {device["threads"]} threads, commit
-        {device["commit"]}, {device["date"]}; `bench/cpu.py`). Where the time goes at [4096, 512]
-        fp32: one call beside another that does less shows the cost of the difference. Shares are
-        of the bandwidth of a large copy, {figure(copy / 1e9)} GB/s; what the cache holds can pass
-        it."""
-    parts = [prose(text), markdown(["call", "ns per element", "share of copy"], lines)]
-    lines = [
-        [f"{row['elements']:.2g}".replace("e+0", "e"),
-         *(figure(row[mode] / row["elements"] * 1e9) for mode in ("forward", MODE)),
-         "" if row["peak_bytes"] is None else figure(max(row["peak_bytes"], 0) / 2**20),
-         figure(row["result_bytes"] / 2**20)]
-        for row in data["growth"]
-    ]  # fmt: skip
-    text = """Growth, D = 512, both KLs; the memory is what a forward and backward newly took from
-        the system (nothing while the allocator had enough), beside the size of z and the two
-        gradients."""
-    headings = ["elements", "forward, ns per element", "forward + backward", "taken, MiB"]
-    parts += [prose(text), markdown([*headings, "results, MiB"], lines)]
-    calls = [
-        f"{row['forward']:.1f} s forward and {row['backward']:.1f} s backward with {row['name']}"
-        for row in data["first_call"]
-    ]
-    text = """Small batches, forward + backward in µs, beside an autograd.Function that computes
-        nothing."""
-    lines = [
-        ["x".join(map(str, row["shape"])),
-         *(figure(row[name] * 1e6) for name in ("plain", "vaekl", "empty"))]
-        for row in data["small"]
-    ]  # fmt: skip
-    parts += [prose(text), markdown(["shape", "plain torch", "vaekl", "empty Function"], lines)]
-    gain = ", ".join(
-        f"{row['one'] / row['all']:.2f}x at {row['elements']}" for row in data["threads"]
-    )
-    text = f"""The first calls of a process took {"; ".join(calls)}. Forward + backward on all
-        threads against one, by number of elements: {gain}."""
-    return "\n\n".join([*parts, prose(text)])
-
-
-def peers(data: dict[str, Any]) -> str:
-    """Other projects' own code beside vaekl's: a line for each of their functions."""
-    device = data["device"]
-    versions = {row["package"]: row["version"] for row in data["rows"]}
-    told = ", ".join(f"{package} {version}" for package, version in versions.items())
-    text = f"""**Beside the code of others** ({device["name"]}, {device["threads"]} threads, torch
-        {device["versions"]["torch"]}, commit {device["commit"] or "unknown"}, {device["date"]};
-        {told}). Forward + backward of the sample and the KL as each of them trains with it,
-        float32: median ms, theirs and vaekl's, on the same inputs."""
-    if device.get("load", 0) > 0.5 * device.get("cpus", 1):
-        text += f" The machine was busy with other work (load {device['load']}): noisy."
-    for entry in data["not_compared"]:
-        text += f" Not compared: {entry['package']} ({entry['reason']})."
-    lines = [
-        [
-            row["name"], "x".join(map(str, row["shape"])), figure(row["theirs_seconds"] * 1e3),
-            f"{figure(row['ours_seconds'] * 1e3)} "
-            f"({row['theirs_seconds'] / row['ours_seconds']:.2f}x)",
-        ]
-        for row in data["rows"]
-    ]  # fmt: skip
-    headings = ["function", "shape handed in", "theirs", "vaekl"]
-    return prose(text) + "\n\n" + markdown(headings, lines)
-
-
-def host(data: dict[str, Any]) -> str:
-    """Microseconds of Python and C++ before a kernel is launched."""
-    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
-    where = f"{data['machine']}; {versions}"
-    text = f"""**Host time** of the Triton path, launches thrown away ({where}), beside the
-        operators that plain torch would launch; the cheapest takes {data["operator_us"]} µs
-        there."""
-    headings = ["call", "forward, µs", "forward + backward, µs", "plain torch, operators"]
-    keys = ("name", "forward_us", "forward_backward_us", "plain_operators")
-    lines = [[str(row[key]) for key in keys] for row in data["rows"]]
-    return prose(text) + "\n\n" + markdown(headings, lines)
-
-
-def imports(data: dict[str, Any]) -> str:
-    """Milliseconds of importing, beside torch's own."""
-    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
-    return prose(
-        f"""**Import**: `import vaekl` after `import torch` takes {data["vaekl_ms"]} ms of processor
-        time, torch itself {data["torch_ms"]} ms (medians of {data["runs"]} processes;
-        {data["machine"]}; {versions})."""
-    )
-
-
-def codegen(data: dict[str, Any]) -> str:
-    """Registers and instructions per element of the main path's kernels, by target."""
-    shown: dict[str, dict[str, str]] = {}
-    for row in data["rows"]:
-        dtype, *outputs = row["variant"].split()
-        if outputs != ["many", "kl=batchmean", "of_mean=batch", "z"]:
-            continue
-        cell = f"{row['registers']} registers"
-        if "instructions_per_element" in row:
-            cell += f", {row['instructions_per_element']:g}"
-        shown.setdefault(row["target"], {})[f"{row['kernel']} {dtype}"] = cell
-    names = list(dict.fromkeys(name for cells in shown.values() for name in cells))
-    text = """**Machine code**, compiled without a GPU, both KLs on large aligned inputs: registers,
-        and instructions per element in the main loop. All variants: `make codegen`."""
-    lines = [[name, *(cells.get(name, "") for cells in shown.values())] for name in names]
-    return prose(text) + "\n\n" + markdown(["kernel", *shown], lines)
-
-
-def load(folder: Path, readme: Path) -> dict[str, Any]:
+def load(folder: Path, page: Path) -> dict[str, Any]:
     """The results folder's JSON by stem, and beside each which plots there are."""
     results = {}
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text())
         if path.stem not in OTHERS:
-            data["folder"] = Path(os.path.relpath(folder, readme.parent)).as_posix()
+            data["folder"] = Path(os.path.relpath(folder, page.parent)).as_posix()
             data["plots"] = [plot.name for plot in folder.glob(f"{path.stem}-*.png")]
         results[path.stem] = data
     return results
 
 
-def rewritten(readme: str, sections: dict[str, str | None]) -> tuple[str, list[str], list[str]]:
-    """README with the sections filled in; which changed, and which have no place in it.
+def rewritten(page: str, sections: dict[str, str | None]) -> tuple[str, list[str], list[str]]:
+    """The page with the sections filled in; which changed, and which have no place in it.
 
     A section of None has no data: its place is left empty, and it needs none.
     """
     changed, missing = [], []
     for name, body in sections.items():
         pattern = re.compile(rf"(<!-- {name}:.*?-->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
-        match = pattern.search(readme)
+        match = pattern.search(page)
         if match is None:
             missing += [name] if body is not None else []
             continue
         new = match[1] + (f"{body}\n" if body else "") + match[3]
         if new != match[0]:
             changed.append(name)
-            readme = readme[: match.start()] + new + readme[match.end() :]
-    return readme, changed, missing
+            page = page[: match.start()] + new + page[match.end() :]
+    return page, changed, missing
+
+
+def refresh(page: Path, sections: dict[str, str | None], check: bool) -> int:
+    """Write the sections into the page, or only check that they stand there; the exit status."""
+    text, changed, missing = rewritten(page.read_text(), sections)
+    for name in missing:
+        print(f"{page.name}: no markers for section '{name}', and there is data for it")
+    if check:
+        for name in changed:
+            print(f"{page.name}: section '{name}' is not what the JSON says; run {sys.argv[0]}")
+        return 1 if changed or missing else 0
+    page.write_text(text)
+    print(f"{page.name}: {', '.join(changed) or 'nothing'} rewritten")
+    return 1 if missing else 0
 
 
 def main() -> int:
@@ -291,28 +74,15 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--speed", type=Path, default=ROOT / "docs" / "speed.md")
     parser.add_argument("--summary", type=Path, default=ROOT / "docs" / "demo" / "summary.json")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
-    results = load(args.results, args.readme)
+    results = load(args.results, args.speed)
     summary = json.loads(args.summary.read_text()) if args.summary.exists() else None
-    text, place = args.readme.read_text(), "<!-- benchmarks:"
-    sections = {
-        "demo": demo(summary) if summary else None,
-        "benchmarks": benchmarks(results) if results or place in text else None,
-    }
-    text, changed, missing = rewritten(text, sections)
-    for name in missing:
-        print(f"{args.readme.name}: no markers for section '{name}', and there is data for it")
-    if args.check:
-        for name in changed:
-            print(
-                f"{args.readme.name}: section '{name}' is not what the JSON says; run {sys.argv[0]}"
-            )
-        return 1 if changed or missing else 0
-    args.readme.write_text(text)
-    print(f"{args.readme.name}: {', '.join(changed) or 'nothing'} rewritten")
-    return 1 if missing else 0
+    of_readme = {"demo": demo(summary) if summary else None, "speed": speed(results)}
+    status = refresh(args.readme, of_readme, args.check)
+    return refresh(args.speed, {"benchmarks": benchmarks(results)}, args.check) or status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks time only what is right, and README's figures are those of the JSON."""
+"""The benchmarks time only what is right, and the pages' figures are those of the JSON."""
 
 import importlib
 import json
@@ -14,9 +14,14 @@ README = """Top.
 <!-- demo: written by a test -->
 <!-- /demo -->
 Middle.
+<!-- speed: written by a test -->
+<!-- /speed -->
+End.
+"""
+SPEED = """Start.
 <!-- benchmarks: written by a test -->
 <!-- /benchmarks -->
-End.
+Rest.
 """
 SUMMARY = {
     "torch": "2.0",
@@ -130,24 +135,35 @@ def test_run_writes_results_and_plots_and_report_takes_them(tmp_path):
         for shape in ("many", "one")
     ]
     (results / "codegen.json").write_text(json.dumps({"rows": rows}))
-    readme, summary = tmp_path / "README.md", tmp_path / "summary.json"
+    readme, speed, summary = (tmp_path / n for n in ("README.md", "speed.md", "summary.json"))
     readme.write_text(README)
+    speed.write_text(SPEED)
     summary.write_text(json.dumps(SUMMARY))
-    report = ["report.py", "--readme", readme, "--summary", summary, "--results", results]
-    assert "'benchmarks'" in _run(*report, "--check", status=1)
+    report = ["report.py", "--readme", readme, "--speed", speed, "--summary", summary]
+    report += ["--results", results]
+    printed = _run(*report, "--check", status=1)
+    for name in ("demo", "speed", "benchmarks"):
+        assert f"'{name}'" in printed
     _run(*report)
     _run(*report, "--check")
     text = readme.read_text()
     for part in ("Top.", "4.500 nats", "75%", "Middle.", "Not yet measured on a GPU.",
-                 "| 128x20 fp32 |", "| a call | 12.3 | 45.6 | 9 |",
-                 "`import vaekl` after `import torch` takes ",
-                 "| forward fp32 | 52 registers, 55.5 |",
-                 "results/cpu-speedup.png", "End."):  # fmt: skip
+                 "| 128x20 fp32 |", "End."):  # fmt: skip
         assert part in text, part
+    assert "vaekl-eager" not in text
+    for part in ("Start.", "Not yet measured on a GPU.", "| 128x20 fp32 |",
+                 "| a call | 12.3 | 45.6 | 9 |", "`import vaekl` after `import torch` takes ",
+                 "| forward fp32 | 52 registers, 55.5 |",
+                 "results/cpu-speedup.png", "Rest."):  # fmt: skip
+        assert part in speed.read_text(), part
     readme.write_text(text.replace("4.500 nats", "4.501 nats"))
     printed = _run(*report, "--check", status=1)
     assert "'demo'" in printed
+    assert "'speed'" not in printed
     assert "'benchmarks'" not in printed
+    _run(*report)
+    speed.write_text(speed.read_text().replace("12.3", "12.4"))
+    assert "'benchmarks'" in _run(*report, "--check", status=1)
 
 
 def test_a_table_without_rich_lines_up(bench):
@@ -166,7 +182,7 @@ def test_a_table_without_rich_lines_up(bench):
 def test_the_cpu_backend_in_detail(bench, tmp_path):
     _run("cpu.py", "--quick", "--out", tmp_path / "cpu-detail.json")
     data = json.loads((tmp_path / "cpu-detail.json").read_text())
-    text = bench("report").cpu_detail(data)
+    text = bench("tables").cpu_detail(data)
     for part in ("| forward: z and both KLs |", "| 64x10 |", "| 1e5 |", "x at 16384",
                  "backward with compiled code on disk"):  # fmt: skip
         assert part in text, part
@@ -202,8 +218,9 @@ def test_report_reads_gpu_results(bench, tmp_path):
             "wrong": wrong, "rows": rows}  # fmt: skip
     (tmp_path / "a-gpu.json").write_text(json.dumps(data))
     report = bench("report")
-    text = report.benchmarks(report.load(tmp_path, tmp_path / "README.md"))
-    assert "Not yet measured" not in text
+    results = report.load(tmp_path, tmp_path / "README.md")
+    text = report.benchmarks(results)
+    assert "Not yet measured" not in text + report.speed(results)
     assert "| c, vaekl-triton | 1 + 1 | 50% | 50% |  | 1.00 | 1.00 |" in text
     assert "results were wrong: compile (c)" in text
 

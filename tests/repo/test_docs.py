@@ -1,4 +1,4 @@
-"""What README says runs, and its figures are those of the committed files."""
+"""What README and the pages of docs/ say runs, and figures are those of the committed files."""
 
 import re
 import subprocess
@@ -11,25 +11,33 @@ from torch.distributions import Normal, kl_divergence
 import vaekl
 from paths import BENCH, DOCS, ROOT
 
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PAIR = re.compile(rf"nstead of\n\n{BLOCK.pattern}\n\nwrite\n\n{BLOCK.pattern}", re.DOTALL)
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
-@pytest.mark.parametrize("page", ["README.md", "docs/which-kl.md"])
-def test_code_blocks_run_in_order(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
+
+def of_blocks():
+    """(page, its code blocks but for those of pairs)."""
+    found = {page: BLOCK.findall(PAIR.sub("", (ROOT / page).read_text())) for page in PAGES}
+    return [pytest.param(page, blocks, id=page) for page, blocks in found.items() if blocks]
+
+
+@pytest.mark.parametrize(("page", "blocks"), of_blocks())
+def test_code_blocks_run_in_order(page, blocks):
     namespace = {}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
 
 
 def replacements():
-    """(system, code of today, code with vaekl) of README's table."""
-    readme = (ROOT / "README.md").read_text()
-    section = readme.split("## Replace this with that")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (.+?) \| `(.+?)` \| `(.+?)` \|$", section, re.MULTILINE)
-    return [pytest.param(old, new, id=system) for system, old, new in rows]
+    """(heading, code of today, code with vaekl) of docs/migrate.md and of README's start."""
+    sections = (ROOT / "docs" / "migrate.md").read_text().split("\n## Coming from ")[1:]
+    sections.append("README" + (ROOT / "README.md").read_text())
+    return [pytest.param(*pair, id=text.splitlines()[0].replace(",", ""))
+            for text in sections for pair in PAIR.findall(text)]  # fmt: skip
 
 
-def names_of_the_table():
+def names_of_the_pairs():
     """What its code is about, float32; logvars up to 1, as the plain formulas need."""
     torch.manual_seed(0)
     names = {"mu": torch.randn(64, 10), "logvar": torch.randn(64, 10)}
@@ -49,24 +57,38 @@ def names_of_the_table():
 
 @pytest.mark.parametrize(("old", "new"), replacements())
 def test_replacements_are_equal(old, new):
-    """Every row of the table: each result that both columns name is the same number."""
-    before, after = names_of_the_table(), names_of_the_table()
-    exec(old, before)
-    exec(new, after)
-    told = [name for name in ("kl", "loss", "per_dim") if name in before and name in after]
+    """Each result that both blocks name is the same number, with the same gradients."""
+    found = []
+    for code in (old, new):
+        names = names_of_the_pairs()
+        given = [tensor.requires_grad_() for tensor in names.values() if torch.is_tensor(tensor)]
+        exec(code, names)
+        found.append((names, given))
+    (before, given_before), (after, given_after) = found
+    results = ("kl", "loss", "per_dim", "per_sample")
+    told = [name for name in results if name in before and name in after]
     assert told
     assert "loss" in told or "kl" in told
     for name in told:
         torch.testing.assert_close(after[name], before[name], rtol=2e-5, atol=1e-5)
+        gradients = [
+            torch.autograd.grad(
+                names[name].sum(), given, retain_graph=True, allow_unused=True,
+                materialize_grads=True,
+            )
+            for names, given in ((after, given_after), (before, given_before))
+        ]  # fmt: skip
+        torch.testing.assert_close(*gradients, rtol=2e-5, atol=1e-5)
     if "z" in after:
         assert after["z"].isfinite().all()
 
 
-def test_every_system_has_its_row():
+def test_every_system_has_its_pair():
     systems = "Keras pytorch/examples AntixK pythae disentangling-vae LeRobot diffusers Oobleck LTX"
-    ids = " ".join(parameter.id for parameter in replacements())
+    ids = [parameter.id for parameter in replacements()]
     for system in [*systems.split(), "scvi-tools", "torch.distributions", "Dreamer", "VDVAE"]:
-        assert system in ids
+        assert sum(system in name for name in ids) == 1, system
+    assert len(ids) == len(set(ids)) == 14
 
 
 def test_figures_come_from_the_committed_files():
@@ -75,13 +97,23 @@ def test_figures_come_from_the_committed_files():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/which-kl.md"]
-)
+def test_readme_is_short():
+    """Its first screen: a sentence, the code that changes, a figure."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    start = "\n".join(lines[:30])
+    assert PAIR.search(start)
+    assert "](docs/which-kl/latent.png)" in start
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(page):
     page = ROOT / page
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for target, heading in re.findall(r"\]\(([^)#]+)#?([^)]*)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", (page.parent / target).read_text(), re.MULTILINE)
+            assert heading in [text.lower().replace(" ", "-") for text in headings], heading
 
 
 def test_the_house_lists_every_module():
