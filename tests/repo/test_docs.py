@@ -13,7 +13,7 @@ from paths import BENCH, DOCS, ROOT
 
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PAIR = re.compile(rf"nstead of\n\n{BLOCK.pattern}\n\nwrite\n\n{BLOCK.pattern}", re.DOTALL)
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))]
 
 
 def of_blocks():
@@ -31,7 +31,7 @@ def test_code_blocks_run_in_order(page, blocks):
 
 def replacements():
     """(heading, code of today, code with vaekl) of docs/migrate.md and of README's start."""
-    sections = (ROOT / "docs" / "migrate.md").read_text().split("\n## Coming from ")[1:]
+    sections = (DOCS / "migrate.md").read_text().split("\n## Coming from ")[1:]
     sections.append("README" + (ROOT / "README.md").read_text())
     return [pytest.param(*pair, id=text.splitlines()[0].replace(",", ""))
             for text in sections for pair in PAIR.findall(text)]  # fmt: skip
@@ -123,11 +123,18 @@ def test_the_house_lists_every_module():
 
 
 def test_every_row_of_pytorch_md_names_tests_that_exist():
+    """Its index has the same rows, and names what is there."""
     page = (DOCS / "pytorch.md").read_text()
-    rows = page[page.index("| feature |") :].splitlines()[2:]
-    assert len(rows) > 30
-    for row in rows:
-        named = re.findall(r"`(tests/\w+/test_\w+\.py)::(test_\w+)`", row.split("|")[-2])
-        assert named, row
-        for path, name in named:
-            assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+    of_behaviour, of_tests = (
+        re.findall(r"^\| (.+?) \| (.+) \|$", page.split(f"| what | {column} |")[1], re.MULTILINE)
+        for column in ("how it behaves", "tests")
+    )
+    rows = len(of_tests)
+    assert rows > 30
+    assert [what for what, _ in of_behaviour[:rows]] == [what for what, _ in of_tests]
+    for _, named in of_tests:
+        for part in named.split("; "):
+            path, names = re.fullmatch(r"`(tests/[\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", part).groups()
+            source = (ROOT / path).read_text()
+            for name in re.findall(r"\w+", names):
+                assert f"\ndef {name}(" in source, f"{path}: {name}"
