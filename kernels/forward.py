@@ -104,6 +104,22 @@ def _finish_tile(
         )  # fmt: skip
 
 
+def scratch_size(tiles, ranges, column_sums, row_sums):
+    """Elements of scratch: none where one program does it all.
+
+    Its parts: [3, tiles] of _finish_tile, [3, tiles, ranges], columns [ranges, 2, D] if MEAN_OVER =
+    "batch" (column_sums is D, else 0), rows [tiles, B] if PER_ROW (row_sums is B, else 0).
+    """
+    if tiles == ranges == 1:
+        return 0
+    return 3 * tiles * (ranges + 1) + 2 * ranges * column_sums + tiles * row_sums
+
+
+def counter_count(tiles, ranges):
+    """Counters: that of all tiles, of each tile's ranges, of each range's tiles."""
+    return 1 + tiles + ranges
+
+
 @triton.jit(
     do_not_specialize=["seed", "offset", "key_on_device", "B", "kl_denominator", "rows_per_range"]
 )
@@ -118,7 +134,7 @@ def forward_kernel(
     p_state,  # int64[2]: the noise key used, for backward; None where nothing is drawn
     p_key,  # int64[2]: the noise key, read if key_on_device; else any pointer
     p_scratch,  # DTYPE[scratch_size], None where one program does it all
-    p_counters,  # int32[1 + tiles + ranges], zero between launches
+    p_counters,  # int32[counter_count], zero between launches
     seed: tl.int64,
     offset: tl.int64,
     key_on_device,
@@ -167,7 +183,7 @@ def forward_kernel(
     if MEAN_OVER != "none":
         b_mu_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
         b_logvar_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
-    # Row partials lie last in scratch.
+    # The parts of scratch are those of scratch_size; row partials lie last.
     if KL_ROWS and SPLIT_COLS:
         p_rows = p_scratch + 3 * n_tiles * (n_ranges + 1)
         if MEAN_OVER == "batch":
@@ -232,7 +248,6 @@ def forward_kernel(
             logvar_sum = tl.sum(b_logvar_sum)
         is_last = True
         if SPLIT_ROWS:
-            # Scratch: [3, tiles] of _finish_tile, [3, tiles, ranges], columns [ranges, 2, D], rows.
             p_partial = p_scratch + 3 * n_tiles + i_tile * n_ranges
             p_columns = p_scratch + 3 * n_tiles * (n_ranges + 1)
             n_partials = n_tiles * n_ranges

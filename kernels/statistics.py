@@ -26,12 +26,17 @@ def _is_finite(b_values):
     return tl.abs(b_values) < float("inf")
 
 
+def scratch_size(ranges, event):
+    """Elements of scratch, [ranges, 8, D]: none where there is one range."""
+    return ranges * SUMS.value * event if ranges > 1 else 0
+
+
 @triton.jit(do_not_specialize=["B", "rows_per_range"])
 def statistics_kernel(
     p_mu,  # [B, D]
     p_logvar,  # [B, D]
     p_out,  # float64[9, D]
-    p_scratch,  # float64[ranges, 8, D], None where there is one range
+    p_scratch,  # float64[scratch_size], None where there is one range
     p_counters,  # int32[tiles], zero between launches
     low: tl.float64,  # logvar is outside of [low, high]
     high: tl.float64,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vaekl.kernels.backward import backward_kernel
-from vaekl.kernels.forward import forward_kernel
+from vaekl.kernels.forward import counter_count, forward_kernel, scratch_size
 
 from . import _layout
 from ._eager import Forward
@@ -144,13 +144,10 @@ class ForwardPlan:
             self.kl = dense(mu.shape[: options.batch_dims] if per_row else ())
         if options.mean_over is not None:
             self.means = dense((2, view.event) if options.mean_over == "batch" else (2,))
-        # The layout of scratch is in kernels/forward.py; none where one program does it all.
-        self.scratch_size = 0
-        if split_rows or split_cols:
-            self.scratch_size = 3 * grid.tiles * (grid.ranges + 1)
-            self.scratch_size += 2 * grid.ranges * view.event if options.mean_over == "batch" else 0
-            self.scratch_size += grid.tiles * view.batch if per_row else 0
-        self.counter_count = 1 + grid.tiles + grid.ranges
+        column_sums = view.event if options.mean_over == "batch" else 0
+        row_sums = view.batch if per_row else 0
+        self.scratch_size = scratch_size(grid.tiles, grid.ranges, column_sums, row_sums)
+        self.counter_count = counter_count(grid.tiles, grid.ranges)
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vaekl.kernels.statistics import SUMS, statistics_kernel
+from vaekl.kernels.statistics import SUMS, scratch_size, statistics_kernel
 
 from . import _layout
 from ._launch import Launch, is_elsewhere
@@ -45,12 +45,10 @@ def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         view.split,
         view.wide,
     ]
-    count = int(SUMS.value)
-    out = torch.empty(count + 1, view.event, dtype=torch.float64, device=mu.device)
+    out = torch.empty(int(SUMS.value) + 1, view.event, dtype=torch.float64, device=mu.device)
     scratch = counters = None
-    if grid.ranges > 1:
-        scratch, counters = workspaces.get(
-            mu.device, torch.float64, grid.ranges * count * view.event, grid.tiles
-        )
+    size = scratch_size(grid.ranges, view.event)
+    if size:
+        scratch, counters = workspaces.get(mu.device, torch.float64, size, grid.tiles)
     Launch(statistics_kernel, grid, fixed)((mu, logvar, out, scratch, counters), (0, 1))
     return out
