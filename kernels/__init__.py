@@ -2,10 +2,8 @@
 
 Reading order: ``gaussian`` (one element's terms), ``philox`` (noise), ``tile`` (strides),
 ``reduction`` (sums finished inside the launch), then the kernels ``forward``, ``backward`` and
-``statistics``. Their twins for CPUs, compiled by numba: ``cpu`` (how work is divided),
-``cpu_math``, ``cpu_noise``, ``cpu_memory``, ``cpu_blocks``, ``cpu_mode`` (rounding), ``cpu_team``
-(threads), then ``cpu_forward``, ``cpu_backward`` and ``cpu_statistics``; ``cpu_cache`` keeps what
-is compiled. The polynomials of both are in ``coefficients``.
+``statistics``. Their twins for CPUs, compiled by numba, have the same names in ``cpu``, which says
+what else is there. The polynomials of both are in ``coefficients``.
 
 Grammar: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``i_`` program ids, ``b_`` blocks of values.
 """

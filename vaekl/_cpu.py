@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
-from itertools import chain
 
 import numpy as np
 import torch
@@ -48,13 +46,12 @@ class Launch:
 
     def __init__(
         self,
-        kernel: Callable[..., None],
+        kernel: kernels.Kernel,
         arrangement: Arrangement,
         dtypes: list[torch.dtype],
         options: Options,
         dtype: torch.dtype,
-        numbers: tuple[float, float],
-        buffers: int = kernels.BUFFERS,
+        bounds: tuple[float, float],
     ) -> None:
         view, block = arrangement.view, kernels.BLOCK
         batch, event = view.batch, view.event
@@ -70,25 +67,35 @@ class Launch:
         range_rows = -(-range_rows // step) * step
         ranges = -(-batch // range_rows)
         chunk = max(SHARE // (tile_cols * min(range_rows, batch)), 1)
-        shape = (batch, event, view.inner, tile_cols, range_rows)
-        denominator = kl_denominator(options.reduction, batch, event)
-        flags = (chunk, per_row, _MEAN_OVER[options.mean_over], options.clamp is not None)
-        tensors = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
-        flat = (*shape, *flags, denominator, arrangement.dkl_row, *chain.from_iterable(tensors))
-        self.kernel, self.dtype = kernel, np.dtype(str(dtype).removeprefix("torch."))
-        self.numbers = np.array(numbers, np.float64)
-        self.plan = np.frombuffer(array("q", flat), np.int64)  # half the time of np.array
-        self.own = buffers * block
-        self.tiles, self.ranges = tiles, ranges
+        plan = kernels.Plan(
+            batch,
+            event,
+            view.inner,
+            tile_cols,
+            range_rows,
+            tiles,
+            ranges,
+            chunk,
+            per_row,
+            _MEAN_OVER[options.mean_over],
+            kl_denominator(options.reduction, batch, event),
+            arrangement.dkl_row,
+            options.clamp is not None,
+            *bounds,
+        )
+        layouts = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
+        self.run, self.dtype = kernel.run, np.dtype(str(dtype).removeprefix("torch."))
+        self.plan = kernels.pack(plan, layouts)  # kept for its address
+        self.plan_address = self.plan.buffer_info()[0]
+        self.memory, self.scratch = kernel.buffers * block, kernel.scratch_size(plan)
         self.is_shared_out = tiles * ranges > chunk
-        self.shared = kernels.TILES + tiles
 
     def __call__(self, *addresses: int) -> None:
         """Run on as many threads as torch would use."""
         threads = torch.get_num_threads() if self.is_shared_out else 1
-        works = np.empty((threads, self.own), self.dtype)
-        shared = np.zeros(self.shared)
-        _threads.run(self.kernel, threads, works, self.numbers, self.plan, shared, *addresses)
+        memories = np.empty((threads, self.memory), self.dtype)
+        scratch = np.zeros(self.scratch)
+        _threads.run(self.run, threads, memories, self.plan_address, scratch, *addresses)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -113,19 +120,13 @@ class ForwardPlan:
         dtype, z_dtype = compute_dtype(mu, logvar, eps), sample_dtype(mu, logvar, eps)
         dtypes = [mu.dtype, logvar.dtype, _dtype(eps), z_dtype]
         bounds = options.clamp or NO_BOUNDS
-        launch = Launch(kernels.forward, arrangement, dtypes, options, dtype, bounds)
-        # Sums, as `divided` in kernels/cpu_forward.py has them.
-        batch, event = arrangement.view.batch, arrangement.view.event
-        by_column, by_row = options.mean_over == "batch", options.reduction == "none"
-        launch.shared += 3 * launch.tiles * launch.ranges
-        launch.shared += launch.tiles * batch if by_row and launch.tiles > 1 else 0
-        launch.shared += 2 * launch.ranges * event if by_column else 0
-        self.launch = launch
+        self.launch = Launch(kernels.FORWARD, arrangement, dtypes, options, dtype, bounds)
+        event, by_column = arrangement.view.event, options.mean_over == "batch"
         scalar = torch.empty((), dtype=dtype, device="cpu")
         self.scalar = scalar
         self.kl = self.means = None
         if options.reduction is not None:
-            self.kl = dense(mu.shape[: options.batch_dims] if by_row else ())
+            self.kl = dense(mu.shape[: options.batch_dims] if options.reduction == "none" else ())
         if options.mean_over is not None:
             # Expanded, what the means are like takes no memory, however large.
             self.means = scalar.expand((2, event) if by_column else (2,))
@@ -183,7 +184,7 @@ def _prepare_backward(
     inputs = [mu.dtype, logvar.dtype, _dtype(eps)]
     dtypes, dtype = [*inputs, _dtype(dz), *inputs], compute_dtype(mu, logvar, eps)
     bounds = options.clamp or NO_BOUNDS
-    launch = Launch(kernels.backward, arrangement, dtypes, options, dtype, bounds)
+    launch = Launch(kernels.BACKWARD, arrangement, dtypes, options, dtype, bounds)
     return lambda *tensors: launch(*map(_address, tensors))
 
 

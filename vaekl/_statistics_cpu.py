@@ -19,17 +19,9 @@ def sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     if arrangement is None:
         mu, (logvar,) = arranged(mu, (logvar,), batch_dims)
         return sums(mu, logvar, batch_dims)
-    shape = (kernels.SUMS + 1, arrangement.view.event)
+    shape = (kernels.COLUMN_SUMS + 1, arrangement.view.event)
     out = torch.empty(shape, dtype=torch.float64, device="cpu")
-    launch = Launch(
-        kernels.statistics,
-        arrangement,
-        [mu.dtype, logvar.dtype],
-        options,
-        torch.float64,
-        LOGVAR_RANGE,
-        kernels.STATISTICS_BUFFERS,
-    )
-    launch.shared += launch.ranges * kernels.SUMS * arrangement.view.event
+    dtypes, bounds = [mu.dtype, logvar.dtype], LOGVAR_RANGE
+    launch = Launch(kernels.STATISTICS, arrangement, dtypes, options, torch.float64, bounds)
     launch(mu.data_ptr(), logvar.data_ptr(), out.data_ptr())
     return out

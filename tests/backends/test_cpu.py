@@ -57,9 +57,9 @@ def workers(monkeypatch):
     """How many threads worked on each kernel call of one test."""
     counted, run = [], _threads.run
 
-    def spy(kernel, count, works, numbers, plan, shared, *addresses):
-        run(kernel, count, works, numbers, plan, shared, *addresses)
-        counted.append(int(shared.view(np.int64)[kernels.WORKERS]))
+    def spy(kernel, count, memories, plan, scratch, *addresses):
+        run(kernel, count, memories, plan, scratch, *addresses)
+        counted.append(int(scratch.view(np.int64)[kernels.WORKERS]))
 
     monkeypatch.setattr(_threads, "run", spy)
     return counted

@@ -1,7 +1,7 @@
 """The cpu backend's compiled code on disk.
 
 What is about the files is tested with a kernel that compiles in no time, in a package that has the
-same `cpu_cache`.
+same `cache` and the same layout.
 """
 
 import compileall
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import pytest
-from vaekl.kernels.cpu_cache import _Files
+from vaekl.kernels.cpu.cache import _Files
 
 from paths import ROOT
 
@@ -26,29 +26,32 @@ CALL = (
     "(z.sum() + kl + of_mean).backward()\n"
     "print(z.sum().item(), kl.item())\n"
     "from vaekl.kernels import cpu\n"
-    "print(*(sum(kernel.stats.cache_misses.values()) for kernel in (cpu.forward, cpu.backward)))\n"
+    "print(*(sum(k.run.stats.cache_misses.values()) for k in (cpu.FORWARD, cpu.BACKWARD)))\n"
 )
 KL = (
     "import torch, vaekl; x = torch.ones(4, 2)\n"
     "print(vaekl.kl_loss(x, torch.zeros_like(x), backend='cpu').item())\n"
-    "from vaekl.kernels import cpu; print(sum(cpu.forward.stats.cache_misses.values()))\n"
+    "from vaekl.kernels import cpu; print(sum(cpu.FORWARD.run.stats.cache_misses.values()))\n"
 )
 SMALL = {
     "__init__.py": "",
-    "cpu_cache.py": (ROOT / "kernels" / "cpu_cache.py").read_text(),
-    "cpu_factor.py": "FACTOR = 2\n",
-    "cpu_small.py": (
+    "coefficients.py": "ZERO = 0\n",
+    "cpu/__init__.py": "",
+    "cpu/cache.py": (ROOT / "kernels" / "cpu" / "cache.py").read_text(),
+    "cpu/factor.py": "FACTOR = 2\n",
+    "cpu/small.py": (
         "from numba import njit\n"
-        "from .cpu_cache import keep_on_disk\n"
-        "from .cpu_factor import FACTOR\n\n\n"
+        "from ..coefficients import ZERO\n"
+        "from .cache import keep_on_disk\n"
+        "from .factor import FACTOR\n\n\n"
         "@njit\n"
         "def kernel(x):\n"
-        "    return FACTOR * x\n\n\n"
+        "    return FACTOR * x + ZERO\n\n\n"
         "keep_on_disk(kernel)\n"
     ),
 }
 CALL_SMALL = (
-    "{setup}from small.cpu_small import kernel\n"
+    "{setup}from small.cpu.small import kernel\n"
     "print(kernel(3), sum(kernel.stats.cache_misses.values()))\n"
 )
 
@@ -68,7 +71,7 @@ def python(code, folder=None, **env):
 @pytest.fixture
 def small(tmp_path):
     """The folder of a package `small` with a kernel."""
-    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "cpu").mkdir(parents=True)
     for name, text in SMALL.items():
         (tmp_path / "small" / name).write_text(text)
     return tmp_path
@@ -89,7 +92,7 @@ def process(small, monkeypatch):
     def run(x=3):
         forget()
         importlib.invalidate_caches()
-        kernel = importlib.import_module("small.cpu_small").kernel
+        kernel = importlib.import_module("small.cpu.small").kernel
         return kernel(x), sum(kernel.stats.cache_misses.values())
 
     yield run
@@ -119,14 +122,18 @@ def test_each_type_has_code_of_its_own(process, small):
     assert process(1.5) == (3.0, 0)
 
 
-def test_other_sources_compile_again(process, small):
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("cpu/factor.py", "FACTOR = 5\n", 15), ("coefficients.py", "ZERO = 9\n", 15)],
+)
+def test_other_sources_compile_again(name, text, value, process, small):
     """Whatever their dates, and in whichever file."""
     assert [process(), process()] == [(6, 1), (6, 0)]
-    source = small / "small" / "cpu_factor.py"
+    source = small / "small" / name
     stamp = source.stat()
-    source.write_text("FACTOR = 5\n")
+    source.write_text(text)
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert [process(), process()] == [(15, 1), (15, 0)]
+    assert [process(), process()] == [(value, 1), (value, 0)]
 
 
 def _hole(content):
@@ -171,8 +178,8 @@ def test_whole_code_that_cannot_be_used(process, small):
     """As numba may change what it keeps without changing its version."""
     assert process() == (6, 1)
     (path,) = files(small / "cache")
-    kept = sys.modules["small.cpu_small"].kernel._cache
-    (sig,) = sys.modules["small.cpu_small"].kernel.signatures
+    kept = sys.modules["small.cpu.small"].kernel._cache
+    (sig,) = sys.modules["small.cpu.small"].kernel.signatures
     from numba.core.registry import cpu_target
 
     kept._cache_file.save(
@@ -229,7 +236,7 @@ def test_without_a_folder_to_write_to(where, small):
     """Nowhere to keep compiled code: it is compiled again, and nothing is said."""
     blocked = small / "file"
     blocked.touch()  # a folder cannot be made below a file, not even by root
-    (small / "small" / "__pycache__").touch()
+    (small / "small" / "cpu" / "__pycache__").touch()
     env = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked / "cache")}
     if where == "folder of its own":
         env["NUMBA_CACHE_DIR"] = str(blocked / "numba")
@@ -255,12 +262,12 @@ def test_an_install_without_sources(tmp_path):
 def test_code_without_sources_is_not_kept(tmp_path, monkeypatch):
     """In a frozen application nothing would tell the compiled code of its next build apart."""
     from numba import njit
-    from vaekl.kernels import cpu_cache
+    from vaekl.kernels.cpu import cache
 
-    monkeypatch.setattr(cpu_cache, "__file__", str(tmp_path / "absent" / "cpu_cache.pyc"))
-    assert cpu_cache._digest() is None
-    monkeypatch.setattr(cpu_cache._Cache, "digest", None)
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "absent" / "cpu" / "cache.pyc"))
+    assert cache._digest() is None
+    monkeypatch.setattr(cache._Cache, "digest", None)
     kernel = njit(lambda x: x + 1)
     before = kernel._cache
-    cpu_cache.keep_on_disk(kernel)
+    cache.keep_on_disk(kernel)
     assert kernel._cache is before

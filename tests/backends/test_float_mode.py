@@ -18,7 +18,7 @@ from vaekl.testing import step
 
 binding = pytest.importorskip("llvmlite.binding")
 ir = pytest.importorskip("llvmlite.ir")
-in_default_mode = pytest.importorskip("vaekl.kernels.cpu_mode").in_default_mode
+in_default_mode = pytest.importorskip("vaekl.kernels.cpu.mode").in_default_mode
 _statistics_cpu = pytest.importorskip("vaekl._statistics_cpu")
 
 BOUNDS = (-200.0, 1e-39)  # of clamp; the upper one is subnormal as float32

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
-from vaekl.kernels import cpu_noise
+from vaekl.kernels.cpu import philox as kernel
 
 from vaekl.reference import philox4x32
 from vaekl.testing import EPS_BUDGET
@@ -18,12 +18,12 @@ EXTREME = np.array(
 
 @njit
 def pairs(radius_words, angle_words, cosines, sines):
-    cpu_noise.pairs(radius_words, angle_words, cosines, sines)
+    kernel.pairs(radius_words, angle_words, cosines, sines)
 
 
 @njit
 def philox(seed, offset, first, w0, w1, w2, w3):
-    cpu_noise.philox(seed, offset, first, w0, w1, w2, w3)
+    kernel.philox(kernel.Key(seed, offset), first, (w0, w1, w2, w3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -67,8 +67,8 @@ def test_wheel_content(wheel):
     top = {name.split("/")[0] for name in names}
     assert {n for n in top if not n.endswith(".dist-info")} == {"vaekl"}
     for folder, inside in ((ROOT / "kernels", "vaekl/kernels"), (ROOT / "vaekl", "vaekl")):
-        for path in folder.glob("*.py"):
-            assert f"{inside}/{path.name}" in names
+        for path in folder.rglob("*.py"):
+            assert f"{inside}/{path.relative_to(folder).as_posix()}" in names
     assert "vaekl/py.typed" in names
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "vaekl = vaekl.__main__:main" in wheel.read(entry_points).decode()
@@ -129,17 +129,19 @@ def test_in_a_checkout(is_installed, checkout, installed):
     code = (
         "import importlib, importlib.util, sys\n"
         "import vaekl, vaekl.kernels.coefficients as first\n"
+        "below = importlib.util.find_spec('vaekl.kernels.cpu').origin\n"
         "for name in [name for name in sys.modules if name.startswith('vaekl')]:\n"
         "    del sys.modules[name]\n"
         "again = importlib.reload(importlib.import_module('vaekl.kernels'))\n"
-        "print(again.__file__, first.__file__, vaekl.__file__, sep='\\n')\n"
+        "print(again.__file__, first.__file__, below, vaekl.__file__, sep='\\n')\n"
         "print(sum(type(f).__name__ == 'KernelsBeside' for f in sys.meta_path))\n"
         "print(*(importlib.util.find_spec(f'vaekl.{n}') for n in ('vaekl', 'docs', 'none')))\n"
     )
     environment = {"PYTHONPATH": str(installed)} if is_installed else {}
-    kernels, first, package, *rest = python(code, cwd=checkout, **environment).splitlines()
+    kernels, first, below, package, *rest = python(code, cwd=checkout, **environment).splitlines()
     assert Path(kernels) == checkout / "kernels" / "__init__.py"
     assert Path(first) == checkout / "kernels" / "coefficients.py"
+    assert Path(below) == checkout / "kernels" / "cpu" / "__init__.py"
     assert Path(package) == checkout / "vaekl" / "__init__.py"
     assert rest == ["1", "None None None"]
 

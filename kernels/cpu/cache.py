@@ -25,7 +25,7 @@ def _digest():
     """Of all that compiled code depends on; numba looks at a kernel's own file alone."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     folder = Path(__file__).parent
-    sources = (*sorted(folder.glob("cpu*.py")), *folder.glob("coefficients.py"))
+    sources = (*sorted(folder.glob("*.py")), *folder.parent.glob("coefficients.py"))
     for path in sources:
         digest.update(path.read_bytes())
     if not sources:  # a frozen application: nothing tells its next build from this one

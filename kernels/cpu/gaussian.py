@@ -1,20 +1,13 @@
 """CPU code: the terms of one element, the twin of ``gaussian`` (the formulas are derived there).
 
-Called in loops over short arrays that LLVM turns into vector instructions. Only contraction (FMA)
-is allowed of fast math: rounding by a magic number must not be simplified away.
+Called in loops over short arrays that LLVM turns into vector instructions.
 """
 
-import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from . import coefficients
-
-KERNEL = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-JIT = {**KERNEL, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for compiled code alone
-INLINE = {**JIT, "forceinline": True}  # a call inside of a loop would keep it from being vectorised
-f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
+from .. import coefficients
+from .numeric import INLINE, JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32
 
 EXP_F32 = tuple(map(f32, coefficients.EXP_F32))
 EXP_F64 = coefficients.EXP_F64
@@ -30,47 +23,6 @@ TWO_LN2_HIGH_F64 = 1.3862943607382476  # 33 bits, as in fdlibm
 TWO_LN2_LOW_F64 = 3.816429858541175e-10
 ROUND_F64 = 1.5 * 2.0**52
 ROUND_1023_F64 = ROUND_F64 + 1023.0
-
-
-@intrinsic
-def as_i32(typingctx, x):
-    """The bits of a float32."""
-    return types.int32(types.float32), lambda c, builder, s, args: builder.bitcast(
-        args[0], ir.IntType(32)
-    )
-
-
-@intrinsic
-def as_f32(typingctx, x):
-    """The float32 of these bits."""
-    return types.float32(types.int32), lambda c, builder, s, args: builder.bitcast(
-        args[0], ir.FloatType()
-    )
-
-
-@intrinsic
-def as_i64(typingctx, x):
-    """The bits of a float64."""
-    return types.int64(types.float64), lambda c, builder, s, args: builder.bitcast(
-        args[0], ir.IntType(64)
-    )
-
-
-@intrinsic
-def as_f64(typingctx, x):
-    """The float64 of these bits."""
-    return types.float64(types.int64), lambda c, builder, s, args: builder.bitcast(
-        args[0], ir.DoubleType()
-    )
-
-
-@njit(**INLINE)
-def horner(x, coefficients):
-    """The polynomial, from the highest power down."""
-    value = coefficients[0]
-    for coefficient in coefficients[1:]:
-        value = value * x + coefficient
-    return value
 
 
 @njit(**INLINE)
@@ -125,3 +77,12 @@ def _exp_terms(logvar):
     if logvar == types.float32:
         return lambda logvar: exp_terms_f32(logvar)
     return lambda logvar: exp_terms_f64(logvar)
+
+
+@njit(**JIT)
+def clamp(values, lo, hi, out):
+    """torch.clamp: NaN passes."""
+    for i in range(len(values)):
+        value = values[i]
+        value = lo if value < lo else value
+        out[i] = hi if value > hi else value

@@ -1,12 +1,14 @@
 """CPU code: the noise of a block, the twin of ``philox`` (the formulas are there)."""
 
 import math
+from typing import NamedTuple
 
 from numba import njit, types
 from numba.extending import overload
 
-from . import coefficients
-from .cpu_math import JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32, i64, u32, u64
+from .. import coefficients
+from .memory import BLOCK, array_at
+from .numeric import JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32, i64, u32, u64
 
 LN_F32 = tuple(map(f32, coefficients.LN_F32))
 SIN_F32 = tuple(map(f32, coefficients.SIN_F32))
@@ -19,13 +21,22 @@ LN_F64, SIN_F64, COS_F64 = coefficients.LN_F64, coefficients.SIN_F64, coefficien
 SQRT_HALF_BITS_F64 = 0x3FE6A09E667F3BCD
 LN2_F64 = math.log(2.0)
 WORD = u64(0xFFFFFFFF)
+NOISE_BLOCKS = 2  # of a worker's memory, while noise is made
+
+
+class Key(NamedTuple):
+    """What noise is drawn from."""
+
+    seed: int
+    offset: int
 
 
 @njit(**JIT)
-def philox(seed, offset, first, w0, w1, w2, w3):
-    """The four words of groups first, first + 1, ..."""
-    counter = u64(offset) >> u64(2)
-    k0, k1 = u64(seed) & WORD, u64(seed) >> u64(32)
+def philox(key, first, words):
+    """The four words of groups first, first + 1, ...: an array for each."""
+    w0, w1, w2, w3 = words
+    counter = u64(key.offset) >> u64(2)
+    k0, k1 = u64(key.seed) & WORD, u64(key.seed) >> u64(32)
     m0, m1 = u64(0xD2511F53), u64(0xCD9E8D57)
     s0, s1 = u64(0x9E3779B9), u64(0xBB67AE85)
     for i in range(len(w0)):
@@ -118,17 +129,17 @@ def interleave(cosines, sines, n, eps):
 
 
 @njit(**JIT)
-def normals(key, first, rows, cols, words, lanes, eps):
-    """eps[: rows * cols] of whole rows of groups, `first` and on; key: (seed, offset).
-
-    words (int32), lanes and eps have room for all lanes of all groups.
-    """
+def noise(key, place, memory, eps):
+    """eps of a place; it has room for a block, and memory for NOISE_BLOCKS of them."""
+    rows, cols = place.rows, place.cols
     pitch = (cols + 3) // 4 * 4
     n = rows * pitch // 4
+    first = place.row * ((place.event + 3) // 4) + place.col // 4
+    lanes, words = memory[:BLOCK], array_at(memory[BLOCK:].ctypes.data, i32(0), BLOCK)
     # First pairs, then second ones: one long pass costs less than two.
     radii, angles = words[: 2 * n], words[2 * n : 4 * n]
     cosines, sines = lanes[: 2 * n], lanes[2 * n : 4 * n]
-    philox(key[0], key[1], first, radii[:n], angles[:n], radii[n:], angles[n:])
+    philox(key, first, (radii[:n], angles[:n], radii[n:], angles[n:]))
     if cols <= 2:  # second pairs are not used
         pairs(radii[:n], angles[:n], cosines[:n], sines[:n])
         for r in range(rows):

@@ -5,7 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu_mode import in_default_mode
+from .mode import in_default_mode
 
 _BYTES, _UINT = ir.IntType(8).as_pointer(), ir.IntType(32)
 _TASK = ir.FunctionType(ir.VoidType(), [_BYTES])

@@ -1,0 +1,53 @@
+"""CPU kernels, compiled by numba: the twin of ``kernels/X.py`` is ``kernels/cpu/X.py``.
+
+Reading order: ``walk`` (how work is divided), ``gaussian``, ``philox``, ``reduction``, ``tile``,
+then ``forward``, ``backward`` and ``statistics``. Below them: ``plan`` (what the host tells them),
+``numeric``, ``storage`` and ``memory`` (numbers, dtypes, addresses), ``team`` (threads), ``mode``
+(rounding) and ``cache`` (compiled code on disk).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import backward, forward, statistics
+from .cache import keep_on_disk
+from .memory import BLOCK
+from .plan import ALL, BATCH, NONE, Plan, pack
+from .storage import BF16, F16, F32, F64
+from .walk import WORKERS
+
+__all__ = [
+    "ALL",
+    "BACKWARD",
+    "BATCH",
+    "BF16",
+    "BLOCK",
+    "COLUMN_SUMS",
+    "F16",
+    "F32",
+    "F64",
+    "FORWARD",
+    "NONE",
+    "STATISTICS",
+    "WORKERS",
+    "Kernel",
+    "Plan",
+    "pack",
+]
+
+
+class Kernel(NamedTuple):
+    """A compiled function, and the memory that it works in."""
+
+    run: Any
+    buffers: int  # blocks of BLOCK elements, for each worker
+    scratch_size: Callable[[Plan], int]  # float64 zeros, for all
+
+
+FORWARD = Kernel(forward.forward_kernel, forward.BUFFERS, forward.scratch_size)
+BACKWARD = Kernel(backward.backward_kernel, backward.BUFFERS, backward.scratch_size)
+STATISTICS = Kernel(statistics.statistics_kernel, statistics.BUFFERS, statistics.scratch_size)
+COLUMN_SUMS = statistics.COLUMN_SUMS
+
+for _kernel in (FORWARD, BACKWARD, STATISTICS):
+    keep_on_disk(_kernel.run)

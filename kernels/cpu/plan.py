@@ -1,0 +1,98 @@
+"""CPU code: what is fixed about a call. The host writes it once, kernels read it by name.
+
+A packed plan is the fields of ``Plan``, then (kind, row, outer, inner) of each operand, in words of
+eight bytes. Kernels get its address: a number costs less at each call than any other argument. In
+compiled code named tuples cost nothing.
+"""
+
+from array import array
+from itertools import chain
+from struct import Struct
+from typing import NamedTuple
+
+from numba import types
+from numba.extending import intrinsic
+
+NONE, BATCH, ALL = range(3)  # what kl_of_mean averages over
+
+
+class Plan(NamedTuple):
+    """Sizes and options of a call."""
+
+    batch: int  # B: rows
+    event: int  # D: columns
+    inner: int  # columns that one stride serves, as in ``tile``
+    tile_cols: int  # columns of a tile
+    range_rows: int  # rows of a range
+    tiles: int  # column tiles
+    ranges: int  # row ranges
+    chunk: int  # pieces that a worker takes at a time
+    per_row: int  # 1: kl is wanted for each sample
+    mean_over: int  # NONE, BATCH, ALL
+    denominator: int  # of kl
+    dkl_row: int  # stride of the upstream gradient of kl, where it is per row
+    clamped: int  # 1: logvar is clamped to [low, high]
+    low: float  # statistics count what is outside of [low, high]
+    high: float
+
+
+class Operand(NamedTuple):
+    """A tensor in memory."""
+
+    address: int  # of its first element; 0: absent, or not wanted
+    kind: int  # how its elements are stored
+    row: int  # strides, as in ``tile``
+    outer: int
+    inner: int
+
+
+_FIELDS = tuple(Plan.__annotations__.values())
+_WORDS = Struct("".join({int: "q", float: "d"}[kind] for kind in _FIELDS))
+_LAYOUT = len(Operand._fields) - 1  # words of an operand: all but its address
+
+
+def pack(plan, layouts):
+    """A plan, and (kind, row, outer, inner) of each operand, to be kept for who has its address."""
+    packed = array("q", _WORDS.pack(*plan))
+    packed.extend(chain.from_iterable(layouts))
+    return packed
+
+
+def _load(context, builder, address, first, kinds):
+    """The words from `first` on of the memory at an address, of these types."""
+    word = context.get_value_type(types.int64)
+    start = builder.inttoptr(address, word.as_pointer())
+    for i, kind in enumerate(kinds, first):
+        pointer = context.get_value_type(kind).as_pointer()
+        yield builder.load(builder.bitcast(builder.gep(start, [word(i)]), pointer))
+
+
+@intrinsic
+def plan_at(typingctx, address):
+    """The plan that is packed at an address."""
+    fields = [{int: types.int64, float: types.float64}[kind] for kind in _FIELDS]
+    plan = types.BaseTuple.from_types(fields, Plan)
+
+    def generate(context, builder, signature, args):
+        values = list(_load(context, builder, args[0], 0, fields))
+        return context.make_tuple(builder, plan, values)
+
+    return plan(types.int64), generate
+
+
+@intrinsic
+def operands_at(typingctx, address, addresses):
+    """The operands of these addresses, in the order in which the plan at `address` has them."""
+    fields = [types.int64] * _LAYOUT
+    operand = types.BaseTuple.from_types([types.int64, *fields], Operand)
+    result = types.UniTuple(operand, len(addresses))
+
+    def generate(context, builder, signature, args):
+        operands = []
+        for i in range(len(addresses)):
+            layout = _load(context, builder, args[0], len(_FIELDS) + _LAYOUT * i, fields)
+            values = [builder.extract_value(args[1], i), *layout]
+            operands.append(context.make_tuple(builder, operand, values))
+        return context.make_tuple(builder, result, operands)
+
+    return result(types.int64, addresses), generate
