@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 stub_driver.use("sm_90")
 
 import vaekl  # noqa: E402
-from vaekl import _launch, _validate  # noqa: E402, F401
+from vaekl import _validate  # noqa: E402
 from vaekl.reference import torch_reparameterize_kl  # noqa: E402
 
 # All calls take turns, so that what else the machine does hits all alike.

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaekl import _calls, _launch, _layout, _statistics_triton
-from vaekl._options import Options
+from vaekl import _plans
+from vaekl._spec import Needs, Operands, Outputs, Source, Spec
+from vaekl.backends import layout as geometry
+from vaekl.backends import triton
 
 DTYPES = {
     "fp32": torch.float32,
@@ -130,32 +132,32 @@ def _inputs(variant: AnyVariant) -> list[Tensor]:
     return tensors
 
 
-def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, _layout.Grid]]:
+def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
     """(kernel name, compiled kernel, grid) of the launches that this call takes."""
     kernels = {
-        "forward": _launch.forward_kernel,
-        "backward": _launch.backward_kernel,
-        "statistics": _statistics_triton.statistics_kernel,
+        "forward": triton.forward_kernel,
+        "backward": triton.backward_kernel,
+        "statistics": triton.statistics_kernel,
     }
     for kernel in kernels.values():
         kernel.device_caches.clear()
-    _launch._warp_size.cache_clear()
-    _calls.forget()
-    narrow = _layout.NARROW_OFFSETS
-    _layout.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow
-    _layout.view.cache_clear()
+    triton._warp_size.cache_clear()
+    _plans.forget()
+    narrow = geometry.NARROW_OFFSETS
+    geometry.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow
+    geometry.view.cache_clear()
     mu, logvar, eps, dz = _inputs(variant)
-    config = _layout.current_config()
+    config = geometry.current_config()
     try:
         if isinstance(variant, Variant):
             _call(variant, mu, logvar, eps, dz)
         else:
-            _statistics_triton.sums(mu, logvar, 1)
-            config = _statistics_triton.config()
+            triton.statistics(mu, logvar, 1)
+            config = triton.statistics_config()
     finally:
-        _layout.NARROW_OFFSETS = narrow
-        _layout.view.cache_clear()
-    grid = _layout.grid(mu.shape[0], mu[0].numel(), config)
+        geometry.NARROW_OFFSETS = narrow
+        geometry.view.cache_clear()
+    grid = geometry.grid(mu.shape[0], mu[0].numel(), config)
     for name, kernel in kernels.items():
         for compiled in kernel.device_caches[0][0].values() if kernel.device_caches else ():
             yield name, compiled, grid
@@ -163,14 +165,14 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, _layout.Grid]]:
 
 def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor) -> None:
     clamp = (-30.0, 20.0) if variant.clamp else None
-    options = Options(variant.reduction, variant.mean_over, variant.sample, 1, clamp)
-    given = eps if variant.given else None
-    z, kl, kl_of_mean, state, means = _calls.forward(mu, logvar, given, None, 1, options, "triton")
-    upstream = [
+    terms = variant.sample, variant.reduction, variant.mean_over
+    spec = Spec(*terms, 1, clamp, "triton", variant.given)
+    x = Operands(mu, logvar, eps if variant.given else None)
+    (z, kl, kl_of_mean), saved = _plans.forward(spec, x, Source(seed=1))
+    upstream = Outputs(*(
         gradient if used and output is not None else None
         for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),
                                           variant.upstream)
-    ]  # fmt: skip
+    ))  # fmt: skip
     if any(gradient is not None for gradient in upstream):
-        needs = (*variant.needs, variant.given)
-        _calls.backward(mu, logvar, given, *upstream, state, means, options, "triton", needs)
+        _plans.backward(spec, x, saved, upstream, Needs(*variant.needs, variant.given))

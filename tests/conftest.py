@@ -20,8 +20,9 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storages import PACKED, PAIR
-from vaekl import _calls, _layout
-from vaekl._workspace import workspaces
+from vaekl import _plans
+from vaekl.backends import layout as geometry
+from vaekl.backends.workspace import workspaces
 from vaekl.testing import CONFIGS
 
 
@@ -60,7 +61,7 @@ def _state():
         "gradients": torch.is_grad_enabled(),
         "anomaly mode": torch.is_anomaly_enabled(),
         "threads": torch.get_num_threads(),
-        "block choice": _layout.current_config(),
+        "block choice": geometry.current_config(),
         "folder": os.getcwd(),
         "environment": {k: v for k, v in os.environ.items() if not k.startswith(others)},
     }
@@ -69,7 +70,7 @@ def _state():
 @pytest.fixture(autouse=True)
 def _as_if_alone(request):
     """Nothing that earlier calls left is at hand, and the process is left as it was."""
-    _calls.forget()
+    _plans.forget()
     workspaces.counters.clear()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -111,7 +112,7 @@ def storage(request):
 
 @pytest.fixture(params=list(CONFIGS))
 def config(request):
-    with _calls.use_config(CONFIGS[request.param]):
+    with _plans.use_config(CONFIGS[request.param]):
         yield CONFIGS[request.param]
 
 
@@ -135,7 +136,7 @@ def operators():
 
 @pytest.fixture
 def many_programs():
-    with _calls.use_config(CONFIGS["many"]):
+    with _plans.use_config(CONFIGS["many"]):
         yield CONFIGS["many"]
 
 
@@ -143,6 +144,6 @@ def many_programs():
 def launches_thrown_away(request, monkeypatch):
     """Nothing is launched by the Triton path: its interpreter copies tensors to and fro itself."""
     if "triton" in request.node.name and DEVICE == "cpu":
-        from vaekl import _launch
+        from vaekl.backends import triton as launcher
 
-        monkeypatch.setattr(_launch.Launch, "__call__", lambda *_: None)
+        monkeypatch.setattr(launcher.Launch, "__call__", lambda *_: None)

@@ -2,7 +2,7 @@
 
 # _checkout first: it is how all others find the kernels in a checkout.
 from . import _checkout, distributions, nn, reference  # noqa: F401
-from ._results import ReparamKL
+from ._spec import ReparamKL
 from .diagnostics import DiagnosticsAccumulator, DiagnosticsReport, diagnose
 from .distributions import patch_diffusers
 from .functional import (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import _environment, _validate
+from . import _environment, _validate, backends
 from .diagnostics import diagnose
 from .functional import reparameterize_kl
 from .reference import SEED_OFFSET, Oracle, diagnostics, normal, to_numpy
@@ -194,7 +194,7 @@ def seconds(backend: str, device: str) -> float:
 def plan() -> list[tuple[BackendResult, tuple[Case, ...]]]:
     """Every backend, and its cases here."""
     found: list[tuple[BackendResult, tuple[Case, ...]]] = []
-    for backend in _validate.BACKENDS[1:]:
+    for backend in backends.names():
         result = where(backend)
         large = () if result.interpreted else LARGE_CASES
         found.append((result, () if result.reason else CASES + large))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 
+from ._spec import Key, Source
+
 #: 2^63 as an int64. torch's CUDA generator counts from 0 with the same Philox: at offset 0, seed=s
 #: would repeat the words of whatever it draws first after manual_seed(s).
 SEED_OFFSET = -(2**63)
@@ -32,7 +34,6 @@ class _Word(threading.local):
 
 
 _word = _Word()
-Key = tuple[int, int, Tensor | None]
 
 
 def signed64(seed: int) -> int:
@@ -61,22 +62,23 @@ def _reserve(generator: torch.Generator) -> tuple[int, int]:
     return signed64(generator.initial_seed()), offset
 
 
-def draw_key(device: torch.device, generator: torch.Generator | None, seed: int | None) -> Key:
-    """(seed, offset, None), or (0, 0, int64[2] on the device) while a CUDA graph is captured."""
+def draw_key(device: torch.device, source: Source) -> Key:
+    """On the host, or on the device while a CUDA graph is captured."""
+    generator, seed = source
     if seed is not None:
-        return seed, SEED_OFFSET, None
+        return Key(seed, SEED_OFFSET)
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             # Generator state may not be read here; each replay must read a key of its own.
-            return 0, 0, device_key(device, generator)
+            return Key(0, 0, device_key(device, generator))
         if generator is None:
             generator = torch.cuda.default_generators[device.index]
-        return (*_reserve(generator), None)
+        return Key(*_reserve(generator))
     if _are_functorch_transforms_active() or _len_torch_dispatch_stack():
         word = torch.empty((), dtype=torch.int64, device="cpu")  # theirs to see, and to write into
     else:
         word = _word.tensor
-    return int(word.random_(-(2**63), None, generator=generator).item()), SEED_OFFSET, None
+    return Key(int(word.random_(-(2**63), None, generator=generator).item()), SEED_OFFSET)
 
 
 def _product(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
@@ -96,14 +98,14 @@ def _xor(a: Tensor, b: Tensor | int) -> Tensor:
 
 
 def philox_normal(
-    seed: int | Tensor,
-    offset: int | Tensor,
-    batch: int,
-    event: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    key: Key, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """eps [batch, event] of the key: the noise contract in torch integer arithmetic."""
+    """eps [B, D], of this shape: the noise contract in torch integer arithmetic."""
+    batch, event = shape
+    seed: int | Tensor = key.seed
+    offset: int | Tensor = key.offset
+    if key.on_device is not None:
+        seed, offset = key.on_device[0], key.on_device[1]
     groups = (event + 3) // 4
     group = torch.arange(batch * groups, device=device)
     zero = torch.zeros_like(group)

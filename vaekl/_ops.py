@@ -1,201 +1,177 @@
-"""Operators: schemas, fakes and implementations.
-
-An operator returns an empty tensor for what is not wanted: schemas have no optional results.
-"""
+"""A call on its road, and the gradients of all three roads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _calls, _registry
-from ._eager import Backward, Forward
-from ._options import Options, compute_dtype, sample_dtype, sizes
+from . import _operators, _plans, _registry, _roads
+from ._noise import philox_normal
+from ._operators import Storage, named, operands, stored
+from ._spec import (
+    Key,
+    Needs,
+    Operands,
+    Outputs,
+    Saved,
+    Source,
+    Spec,
+    compute_dtype,
+    from_text,
+    sizes,
+)
+from .backends import composed, eager
 
-OPTIONS = "str? reduction, str? mean_over, bool sample, int batch_dims, float[]? clamp, str backend"
-
-
-def options(
-    reduction: str | None,
-    mean_over: str | None,
-    sample: bool,
-    batch_dims: int,
-    clamp: Sequence[float] | None,
-) -> Options:
-    """Options from the arguments of a schema."""
-    bounds = None if clamp is None else (clamp[0], clamp[1])
-    return Options(reduction, mean_over, sample, batch_dims, bounds)
-
-
-def _present(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
+#: z, kl, kl_of_mean; None for what is not wanted.
+Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def wanted(results: Sequence[Tensor], options: Options, eps: Tensor | None) -> Forward:
-    """What the forward operator gave, None for what was not wanted."""
-    z, kl, kl_of_mean, state, means = results
-    has_kl, has_mean = options.reduction is not None, options.mean_over is not None
+def run(road: _roads.Road, spec: Spec, storage: Storage, source: Source) -> Results:
+    """The outputs, with gradients to the storage if any is needed. (Operands are a storage.)"""
+    if road == "direct":
+        if torch.is_grad_enabled():
+            for tensor in storage:
+                if tensor is not None and tensor.requires_grad:
+                    return _apply((spec, source, storage), *storage)
+        return _plans.forward(spec, operands(spec, storage), source)[0]
+    if road == "composed":
+        return composed.forward(spec, operands(spec, storage), source)
+    _refuse_to_compile(source.generator)
+    return _operators.call_forward(spec, storage, source)[0]
+
+
+def _refuse_to_compile(generator: torch.Generator | None) -> None:
+    """No program can hold a generator."""
+    if generator is not None and torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg="generator= cannot be compiled: leave it out, or use seed=")
+
+
+def _keep(
+    ctx: Any, spec: Spec, storage: Storage, results: tuple[Outputs, Saved], needs: Needs
+) -> list[Tensor]:
+    """For backward: the storage by reference, and what the backend saved.
+
+    Returns the outputs that have no gradient: of eps alone the KLs have none.
+    """
+    outputs, saved = results
+    ctx.spec = spec
+    ctx.set_materialize_grads(False)
+    if not (needs[0] and needs[1] and storage[2] is None):
+        storage = _kept(spec, storage, needs)
+    ctx.save_for_backward(*storage, *saved)
+    if needs[0] or needs[1]:
+        return []
+    return [t for t in outputs[1:] if t is not None]
+
+
+def _kept(spec: Spec, storage: Storage, needs: Needs) -> Storage:
+    """What to save of an input: of one that no needed gradient reads, all but its values."""
+    first, second, eps = storage
+    is_read = spec.packed is not None or needs.scale or needs.eps
+    first = _readable(first) if needs.mu or spec.packed is not None else _hollow(first)
     return (
-        z if options.sample else None,
-        kl if has_kl else None,
-        kl_of_mean if has_mean else None,
-        state if options.sample and eps is None else None,
-        means if has_mean else None,
+        first,
+        None if second is None else _readable(second) if is_read else _hollow(second),
+        None if eps is None else _readable(eps) if is_read else _hollow(eps),
     )
 
 
-def call_forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    options: Options,
-    backend: str,
-) -> Forward:
-    """As ``_calls.forward``, through the operator."""
-    results = torch.ops.vaekl.reparameterize_kl(mu, logvar, eps, generator, seed, *options, backend)
-    return wanted(results, options, eps)
+def _readable(tensor: Tensor) -> Tensor:
+    # Autograd keeps no tensor that was made in inference mode; plain code keeps results of it.
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
-def call_backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    options: Options,
-    backend: str,
-    needs: tuple[bool, bool, bool],
-) -> Backward:
-    """As ``_calls.backward``, through the operator."""
-    dmu, dlogvar, deps = torch.ops.vaekl.reparameterize_kl_backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, *options, backend, needs
-    )
-    has_deps = needs[2] and dz is not None
-    return dmu if needs[0] else None, dlogvar if needs[1] else None, deps if has_deps else None
+def _hollow(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(()).expand(tensor.shape)
 
 
-def _forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    reduction: str | None,
-    mean_over: str | None,
-    sample: bool,
-    batch_dims: int,
-    clamp: list[float] | None,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    asked = options(reduction, mean_over, sample, batch_dims, clamp)
-    results = _calls.forward(mu, logvar, eps, generator, seed, asked, backend)
-    return tuple(_present(result, mu) for result in results)
+def _gradients(
+    ctx: Any, upstream: Outputs, needs: Needs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of the storage, by the road that backward finds."""
+    dz, dkl, dkl_of_mean = upstream
+    if dz is None and dkl is None and dkl_of_mean is None:
+        return None, None, None
+    first, second, eps, key, means, noise = ctx.saved_tensors
+    spec, saved, storage = ctx.spec, Saved(key, means, noise), (first, second, eps)
+    road: _roads.Road = "composed"  # for create_graph: formulas that torch can see into
+    if not torch.is_grad_enabled():
+        tensors = (dz, dkl, dkl_of_mean, *storage)
+        road = "direct" if _roads.is_direct(*tensors) else _roads.road(*tensors)
+    if road == "direct":
+        return _operators.backward(spec, storage, saved, upstream, needs)
+    if road == "operator":
+        return _operators.call_backward(spec, storage, saved, upstream, needs)
+    x = operands(spec, storage)
+    redrawn = Saved(noise=drawn_noise(spec, x, saved))
+    if spec.packed is None:
+        return eager.gradients(spec, x, redrawn, upstream, needs)
+    both = Needs(needs.mu, needs.mu, needs.eps)
+    d_mu, d_scale, d_eps = eager.gradients(spec, x, redrawn, upstream, both)
+    whole = None
+    if d_mu is not None and d_scale is not None:
+        whole = torch.cat([d_mu, d_scale], spec.packed)
+    return whole, None, d_eps
 
 
-def _forward_fake(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    generator: torch.Generator | None,
-    seed: int | None,
-    reduction: str | None,
-    mean_over: str | None,
-    sample: bool,
-    batch_dims: int,
-    clamp: list[float] | None,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    dtype = compute_dtype(mu, logvar, eps)
-    batch, event = sizes(mu.shape, batch_dims)
-    z, kl, kl_of_mean, state, means = (mu.new_empty(0) for _ in range(5))
-    if sample:
-        z = torch.empty_like(mu, dtype=sample_dtype(mu, logvar, eps))
-        if eps is None and backend == "eager":
-            state = mu.new_empty((batch, event), dtype=dtype)
-        elif eps is None:
-            state = mu.new_empty(2, dtype=torch.int64)
-    if reduction is not None:
-        kl = mu.new_empty(mu.shape[:batch_dims] if reduction == "none" else (), dtype=dtype)
-    if mean_over is not None:
-        kl_of_mean = mu.new_empty((), dtype=dtype)
-        means = mu.new_empty((2, event) if mean_over == "batch" else (2,), dtype=dtype)
-    return z, kl, kl_of_mean, state, means
+def drawn_noise(spec: Spec, x: Operands, saved: Saved) -> Tensor | None:
+    """The noise that forward drew, [B, D], as a constant."""
+    if saved.key is None:
+        return saved.noise
+    key = Key(0, 0, saved.key)
+    shape = sizes(x.mu.shape, spec.batch_dims)
+    return philox_normal(key, shape, compute_dtype(*x), x.mu.device)
 
 
-def _backward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    reduction: str | None,
-    mean_over: str | None,
-    sample: bool,
-    batch_dims: int,
-    clamp: list[float] | None,
-    backend: str,
-    needs: list[bool],
-) -> tuple[Tensor, ...]:
-    asked = options(reduction, mean_over, sample, batch_dims, clamp)
-    if not sample or eps is not None:
-        state = None  # forward's empty tensor
-    if mean_over is None:
-        means = None
-    needed = (needs[0], needs[1], needs[2])
-    results = _calls.backward(
-        mu, logvar, eps, dz, dkl, dkl_of_mean, state, means, asked, backend, needed
-    )
-    return tuple(_present(result, mu) for result in results)
+class ReparameterizeKLFunction(torch.autograd.Function):
+    """The outputs, None for what is not wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, rest: tuple[Spec, Source, Storage], *_: Tensor | None) -> Outputs:
+        """One forward launch. `rest`, as one argument, costs autograd less than three."""
+        spec, source, storage = rest
+        results = _plans.forward(spec, operands(spec, storage), source)
+        _, *needs = ctx.needs_input_grad
+        constants = _keep(ctx, spec, storage, results, Needs(*needs))
+        if constants:
+            ctx.mark_non_differentiable(*constants)
+        return results[0]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        """One backward launch."""
+        dz, dkl, dkl_of_mean = upstream
+        _, of_first, of_second, of_eps = ctx.needs_input_grad
+        needs = Needs(of_first, of_second, of_eps)
+        return None, *_gradients(ctx, Outputs(dz, dkl, dkl_of_mean), needs)
 
 
-def _backward_fake(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    dkl_of_mean: Tensor | None,
-    state: Tensor | None,
-    means: Tensor | None,
-    reduction: str | None,
-    mean_over: str | None,
-    sample: bool,
-    batch_dims: int,
-    clamp: list[float] | None,
-    backend: str,
-    needs: list[bool],
-) -> tuple[Tensor, ...]:
-    asked = (needs[0], needs[1], needs[2] and dz is not None)
-    return tuple(
-        torch.empty_like(t) if need and t is not None else mu.new_empty(0)
-        for t, need in zip((mu, logvar, eps), asked)
-    )
+#: `Function.apply` without the wrapper that handles torch.func: under a transform no tensor is
+#: plain.
+_apply: Callable[..., Results] = super(torch.autograd.Function, ReparameterizeKLFunction).apply
 
 
-_registry.define(
-    "reparameterize_kl",
-    "(Tensor mu, Tensor logvar, Tensor? eps, Generator? generator, SymInt? seed, "
-    f"{OPTIONS}) -> (Tensor z, Tensor kl, Tensor kl_of_mean, Tensor state, Tensor means)",
-    (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
-    _forward,
-    _forward_fake,
-)
-_registry.define(
-    "reparameterize_kl_backward",
-    "(Tensor mu, Tensor logvar, Tensor? eps, Tensor? dz, Tensor? dkl, Tensor? dkl_of_mean, "
-    f"Tensor? state, Tensor? means, {OPTIONS}, bool[3] needs) "
-    "-> (Tensor dmu, Tensor dlogvar, Tensor deps)",
-    (torch.Tag.pt2_compliant_tag,),
-    _backward,
-    _backward_fake,
-)
+def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, _, _, text = inputs
+    spec = from_text(text)
+    needs = stored(spec, ctx.needs_input_grad[: len(tensors)])
+    results = named(spec, output)
+    given = Needs(*(bool(need) for need in needs))
+    constants = _keep(ctx, spec, stored(spec, tensors), results, given)
+    ctx.mark_non_differentiable(*constants, *(t for t in results[1] if t is not None))
+
+
+def _operator_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
+    found, _ = named(ctx.spec, upstream)
+    needs = ctx.needs_input_grad[0]
+    given = Needs(*(bool(need) for need in stored(ctx.spec, needs)))
+    first, second, eps = _gradients(ctx, found, given)
+    if ctx.spec.packed is not None:
+        return [first, eps][: len(needs)], None, None, None
+    return [first, second, eps][: len(needs)], None, None, None
+
+
+_registry.differentiate("reparameterize_kl", _operator_backward, _operator_context)

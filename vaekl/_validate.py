@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _backends
-from ._options import DTYPES, compute_dtype
+from . import backends
+from ._spec import DTYPES, Operands, compute_dtype, sample_dtype
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
-BACKENDS = ("auto", "triton", "cpu", "eager")
 
 
 def tensor(name: str, value: Any) -> None:
@@ -60,6 +59,38 @@ def broadcasts(name: str, value: Tensor, mu: Tensor) -> bool:
     return expands
 
 
+def broadcast(mu: Any, logvar: Any, eps: Any) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
+    """(logvar, eps, dtype): of mu's shape, as plain code takes numbers and smaller tensors; the
+    dtype that z is to be cast to, None if it is right.
+
+    Nothing is copied: an expanded tensor has strides of 0, and autograd sums its gradient.
+
+    Raises:
+        TypeError, ValueError: As ``reparameterize_kl``, for its tensors.
+    """
+    tensor("mu", mu)
+    spread = [_expanded(name, value, mu) for name, value in (("logvar", logvar), ("eps", eps))]
+    scalars = [value for value in (logvar, eps) if value is not None and _is_scalar(value)]
+    return spread[0], spread[1], sample_dtype(mu, logvar, eps) if scalars else None
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.dim() == 0
+
+
+def _expanded(name: str, value: Any, mu: Tensor) -> Any:
+    if value is None and name == "eps":
+        return None
+    wide = torch.promote_types(mu.dtype, torch.float32)  # a half scalar would lose digits
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return mu.new_full((), float(value), dtype=wide).expand(mu.shape)
+    tensor(name, value)
+    if value.dim() == 0 and mu.dim():
+        device = mu.device if value.device.type == "cpu" else value.device
+        value = value.to(device, wide)
+    return value.expand(mu.shape) if broadcasts(name, value, mu) else value
+
+
 def alike(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Are the shapes the same? Where a program cannot know, it checks when it runs."""
     return len(shape) == len(other) and not any(fails(n == m) for n, m in zip(shape, other))
@@ -88,7 +119,7 @@ def fails(condition: Any) -> bool:
 
 
 #: What runs compiled kernels on tensors of the CPU (simulators, tests) puts another in its place.
-_interpreting = _backends.interpreting
+_interpreting = backends.interpreting
 
 
 def _is_known(condition: Any) -> bool:
@@ -98,6 +129,8 @@ def _is_known(condition: Any) -> bool:
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """A string out of a few; as itself, whatever subclass of str was given."""
+    if type(value) is str and value in allowed:
+        return value
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return allowed[allowed.index(value)]
@@ -105,16 +138,22 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
 
 def flag(name: str, value: Any) -> bool:
     """A bool, NumPy's too."""
-    if not isinstance(value, bool | np.bool_):
+    if value is True or value is False:
+        return value is True
+    if not isinstance(value, np.bool_):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return bool(value)
 
 
-def parameters(mu: Any, logvar: Any, batch_dims: Any) -> None:
-    """mu and logvar fit each other, and batch_dims fits them."""
+def parameters(x: Operands, batch_dims: Any) -> None:
+    """The tensors fit each other, and batch_dims fits them."""
+    mu, logvar, eps = x
     tensor("mu", mu)
     tensor("logvar", logvar)
     _same_shape("logvar", logvar, mu)
+    if eps is not None:
+        tensor("eps", eps)
+        _same_shape("eps", eps, mu)
     integer("batch_dims", batch_dims, 0, mu.dim(), ("mu", mu))
 
 
@@ -235,23 +274,25 @@ def _within(bound: float, largest: float) -> float:
     return math.inf if bound > 0 else -math.inf
 
 
+def backend_name(value: Any) -> str:
+    """The name of a backend, or "auto"."""
+    return choice("backend", value, ("auto", *backends.names()))
+
+
 def resolve_backend(backend: Any, device: torch.device) -> str:
-    """The backend that runs: "triton", "cpu" or "eager".
+    """The backend that runs on a device.
 
     Raises:
         ValueError: an unknown name, or a backend asked for on a device that it cannot use.
         ModuleNotFoundError: what the backend asked for needs is not installed, or does not work.
     """
     if backend == "auto":
-        return _backends.automatic(device.type)
-    choice("backend", backend, BACKENDS)
-    if _backends.why_not(backend, device.type) is not None:
-        _backends.require(backend, device.type)
-    if backend == "cpu" and device.type not in ("cpu", "meta"):
-        raise ValueError(f"backend='cpu' needs tensors on the CPU, got {device}")
-    if backend == "triton" and device.type not in ("cuda", "meta") and not _interpreting():
-        raise ValueError(
-            f"backend='triton' needs tensors on a CUDA or ROCm device, got {device} (set "
-            "TRITON_INTERPRET=1 before importing triton to run the kernels on the CPU, slowly)"
-        )
-    return str(backend)
+        return backends.automatic(device.type)
+    name: str
+    name = backend if type(backend) is str and backends.is_known(backend) else backend_name(backend)
+    if backends.why_not(name, device.type) is not None:
+        backends.require(name, device.type)
+    place = backends.place(name, device.type)
+    if place is not None and (name != "triton" or not _interpreting()):
+        raise ValueError(f"backend={name!r} needs tensors on {place.format(device)}")
+    return name

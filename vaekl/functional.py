@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
 
-from . import _autograd, _broadcast, _calls, _packed, _validate
-from ._options import Options
-from ._results import CallOptions, Clamp, ReparamKL, Values
+from . import _ops, _roads, _validate, backends
+from ._noise import signed64
+from ._spec import CallOptions, Clamp, Operands, ReparamKL, Source, Spec, Terms, Values, halves
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,17 +92,10 @@ def reparameterize_kl(
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
-    results: Any = compute(
-        mu,
-        logvar,
-        reduction=reduction,
-        mean_over=mean_over if kl_of_mean else None,
-        batch_dims=batch_dims,
-        sample=True,
-        noise=(eps, generator, seed),
-        clamp=clamp,
-        backend=backend,
-    )
+    terms = Terms(True, reduction, mean_over if kl_of_mean else None)
+    source = _of_torch if generator is None and seed is None else Source(generator, seed)
+    given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
+    results: Any = compute(given, source, terms, batch_dims, clamp, backend)
     return ReparamKL(*results)
 
 
@@ -163,16 +156,9 @@ def reparameterize_kl_moments(
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
-    results: Any = compute_moments(
-        moments,
-        dim=dim,
-        reduction=reduction,
-        mean_over=mean_over if kl_of_mean else None,
-        batch_dims=batch_dims,
-        noise=(eps, generator, seed),
-        clamp=clamp,
-        backend=backend,
-    )
+    terms = Terms(True, reduction, mean_over if kl_of_mean else None)
+    given, source = Packed(moments, dim, eps), Source(generator, seed)
+    results: Any = compute_moments(given, source, terms, batch_dims, clamp, backend)
     return ReparamKL(*results)
 
 
@@ -191,15 +177,10 @@ def reparameterize(
     Arguments and errors as in :func:`reparameterize_kl`. The first axis indexes samples, which
     matters for the noise of a seed alone.
     """
-    z = compute(
-        mu,
-        logvar,
-        batch_dims=min(1, mu.dim()) if isinstance(mu, Tensor) else None,
-        sample=True,
-        noise=(eps, generator, seed),
-        clamp=clamp,
-        backend=backend,
-    )[0]
+    batch_dims = min(1, mu.dim()) if isinstance(mu, Tensor) else None
+    given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
+    source = Source(generator, seed)
+    z = compute(given, source, Terms(sample=True), batch_dims, clamp, backend)[0]
     return cast(Tensor, z)
 
 
@@ -218,9 +199,9 @@ def kl_loss(
     for ``reduction="none"``, else a scalar.
     """
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
-    kl = compute(
-        mu, logvar, reduction=reduction, batch_dims=batch_dims, clamp=clamp, backend=backend
-    )[1]
+    terms = Terms(reduction=reduction)
+    given: Any = Operands(mu, logvar)  # type: ignore[arg-type]
+    kl = compute(given, _of_torch, terms, batch_dims, clamp, backend)[1]
     return cast(Tensor, kl)
 
 
@@ -239,77 +220,99 @@ def kl_of_mean(
     codes of a batch are, not the ELBO's term.
     """
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
-    of_mean = compute(
-        mu, logvar, mean_over=mean_over, batch_dims=batch_dims, clamp=clamp, backend=backend
-    )[2]
+    terms = Terms(mean_over=mean_over)
+    given: Any = Operands(mu, logvar)  # type: ignore[arg-type]
+    of_mean = compute(given, _of_torch, terms, batch_dims, clamp, backend)[2]
     return cast(Tensor, of_mean)
 
 
+_of_torch = Source()
+
+
+class Packed(NamedTuple):
+    """Parameters that are the halves of one tensor, and noise, as a caller gives them."""
+
+    moments: Tensor
+    dim: int
+    eps: Any = None
+
+
 def compute(
-    mu: Tensor,
-    logvar: Any,
-    *,
-    reduction: str | None = None,
-    mean_over: str | None = None,
+    given: Operands,
+    source: Source,
+    terms: Terms,
     batch_dims: int | None,
-    sample: bool = False,
-    noise: tuple[Any, torch.Generator | None, int | None] = (None, None, None),
     clamp: Clamp,
     backend: str,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Validate tensors, noise and clamp, then (z, kl, kl_of_mean).
+) -> _ops.Results:
+    """Validate, then (z, kl, kl_of_mean), None for what the terms do not ask for.
 
-    Each only if asked for: kl by reduction, kl_of_mean by mean_over, z by sample.
+    `given`: the operands as a caller gives them, numbers and smaller tensors among them.
     """
-    eps, generator, seed = noise
+    mu, logvar, eps = given
     z_dtype = None
-    is_plain = mu is not None and logvar is not None and _autograd.is_plain(mu, logvar, eps)
-    if not (is_plain and _broadcast.is_like(mu, logvar, eps)):
-        logvar, eps, z_dtype = _broadcast.to_mu(mu, logvar, eps)
-        is_plain = _autograd.is_plain(mu, logvar, eps)
-    if not is_plain or type(batch_dims) is not int:  # else checked for a new kind of calls
+    # A number in place of a tensor is not on the direct road, nor is a missing one.
+    road: _roads.Road = "direct"
+    if (
+        mu is None
+        or logvar is None
+        or not _roads.is_direct(mu, logvar, eps)
+        or logvar.shape != mu.shape
+        or (eps is not None and eps.shape != mu.shape)
+    ):
+        logvar, eps, z_dtype = _validate.broadcast(mu, logvar, eps)
+        given = Operands(mu, logvar, eps)
+        road = _roads.road(mu, logvar, eps)
+    if road != "direct" or type(batch_dims) is not int:  # else for each kind of calls
         batch_dims = _validate.batch_dims(batch_dims, mu)
-    if eps is not None or generator is not None or seed is not None:
-        seed = _validate.noise(mu, eps, generator, seed)
+    if eps is not None or source[0] is not None or source[1] is not None:
+        source = _checked(mu, eps, source)
     if clamp is not None:
         clamp = _validate.clamp_bounds(clamp, (mu, logvar, eps))
-    options = Options(reduction, mean_over, sample, batch_dims, clamp)
-    backend = _validate.resolve_backend(backend, mu.device)
-    if is_plain:
-        call = _calls.find(mu, logvar, eps, options, backend)
-        results = _autograd.direct(call, mu, logvar, eps, generator, seed)
-    else:
-        results = _autograd.indirect(mu, logvar, eps, generator, seed, options, backend)
-    if z_dtype is not None and results[0] is not None:
-        results = results[0].to(z_dtype), results[1], results[2]
-    return results
+    known = backends.chosen.get(mu.device.type) if road == "direct" and backend == "auto" else None
+    backend = known or _validate.resolve_backend(backend, mu.device)
+    sample, reduction, mean_over = terms
+    has_eps = eps is not None
+    spec = Spec(sample, reduction, mean_over, batch_dims, clamp, backend, has_eps)
+    results = _ops.run(road, spec, given, source)
+    return results if z_dtype is None else _cast(results, z_dtype)
 
 
 def compute_moments(
-    moments: Tensor,
-    *,
-    dim: int,
-    reduction: str | None = None,
-    mean_over: str | None = None,
-    batch_dims: int | None = None,
-    noise: tuple[Values | None, torch.Generator | None, int | None] = (None, None, None),
+    packed: Packed,
+    source: Source,
+    terms: Terms,
+    batch_dims: int | None,
     clamp: Clamp,
     backend: str,
-    sample: bool = True,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> _ops.Results:
     """:func:`compute` of the halves of moments along dim."""
-    dim = _validate.moments(moments, dim)
+    moments = packed.moments
+    dim = _validate.moments(moments, packed.dim)
     batch_dims = _validate.batch_dims(batch_dims, moments, "moments")
-    given, generator, seed = noise
     half, eps, z_dtype = moments, None, None
-    if given is not None:
-        half, other = _packed.halves(moments, dim)
-        _, eps, z_dtype = _broadcast.to_mu(half, other, given)
-    seed = _validate.noise(half, eps, generator, seed)
+    if packed.eps is not None:
+        half, other = halves(moments, dim)
+        _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
+    source = _checked(half, eps, source)
     bounds = _validate.clamp_bounds(clamp, (moments, moments, eps))
-    options = Options(reduction, mean_over, sample, batch_dims, bounds)
     backend = _validate.resolve_backend(backend, moments.device)
-    z, kl, kl_of_mean = _packed.reparameterize_kl_moments(
-        moments, eps, generator, seed, dim, options, backend
-    )
-    return z if z is None or z_dtype is None else z.to(z_dtype), kl, kl_of_mean
+    spec = Spec(*terms, batch_dims, bounds, backend, eps is not None, dim)
+    results = _ops.run(_roads.road(moments, eps), spec, (moments, None, eps), source)
+    return _cast(results, z_dtype)
+
+
+def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:
+    """The source, if it is one and fits mu; the seed as an int64."""
+    generator, given = source
+    seed = _validate.noise(mu, eps, generator, given)
+    if seed is None or (seed is given and seed < 1 << 63):
+        return source
+    return Source(None, signed64(seed))
+
+
+def _cast(results: _ops.Results, z_dtype: torch.dtype | None) -> _ops.Results:
+    """With z in the dtype that it is to have, if it has not."""
+    if z_dtype is None or results[0] is None:
+        return results
+    return results[0].to(z_dtype), results[1], results[2]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
 from . import _validate, functional
-from ._options import sample_dtype
-from ._results import Clamp, ModuleOptions, ReparamKL, Values
+from ._spec import Clamp, ModuleOptions, Operands, ReparamKL, Source, Terms, Values, sample_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._results import OfMean
+    from ._spec import OfMean
 else:
     OfMean = TypeVar("OfMean")
 
@@ -85,7 +84,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         if clamp is not None:
             lo, hi = (None if end is None else float(end) for end in clamp)
             self.clamp = lo, hi
-        self.backend = _validate.choice("backend", backend, _validate.BACKENDS)
+        self.backend = _validate.backend_name(backend)
         self.sample_in_eval = _validate.flag("sample_in_eval", sample_in_eval)
 
     def forward(
@@ -107,16 +106,14 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
                 f"{2 + len(unnamed)} arguments without a name"
             )
         sample = self.training or self.sample_in_eval
+        given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
         z, kl, of_mean = functional.compute(
-            mu,
-            logvar,
-            reduction=self.reduction,
-            mean_over=self.mean_over if self.kl_of_mean else None,
-            batch_dims=self.batch_dims,
-            sample=sample,
-            noise=(eps, generator, seed),
-            clamp=self.clamp,
-            backend=self.backend,
+            given,
+            Source(generator, seed),
+            Terms(sample, self.reduction, self.mean_over if self.kl_of_mean else None),
+            self.batch_dims,
+            self.clamp,
+            self.backend,
         )
         if z is None:
             z = mu.to(sample_dtype(mu, logvar))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._layout import Config
+from .backends.layout import Config
 from .reference import Array, Oracle, to_numpy
 
 #: Largest relative error of a KL, by the dtype of the computation.

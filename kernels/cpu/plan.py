@@ -6,6 +6,7 @@ compiled code named tuples cost nothing.
 """
 
 from array import array
+from functools import cache
 from itertools import chain
 from struct import Struct
 from typing import NamedTuple
@@ -47,15 +48,20 @@ class Operand(NamedTuple):
 
 
 _FIELDS = tuple(Plan.__annotations__.values())
-_WORDS = Struct("".join({int: "q", float: "d"}[kind] for kind in _FIELDS))
 _LAYOUT = len(Operand._fields) - 1  # words of an operand: all but its address
+
+
+@cache
+def _words(operands):
+    """The words of a plan and so many operands."""
+    return Struct(
+        "".join({int: "q", float: "d"}[kind] for kind in _FIELDS) + operands * _LAYOUT * "q"
+    )
 
 
 def pack(plan, layouts):
     """A plan, and (kind, row, outer, inner) of each operand, to be kept for who has its address."""
-    packed = array("q", _WORDS.pack(*plan))
-    packed.extend(chain.from_iterable(layouts))
-    return packed
+    return array("q", _words(len(layouts)).pack(*plan, *chain.from_iterable(layouts)))
 
 
 def _load(context, builder, address, first, kinds):

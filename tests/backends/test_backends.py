@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _backends, _calls, _check, _validate
+from vaekl import _check, _plans, _validate, backends
 
 #: What a user meets, as JSON: calls of all kinds with "auto", warnings, a call by name, the check.
 REPORT = """
 import json, sys, warnings, torch, vaekl
-from vaekl import _backends, _check, _validate
+from vaekl import _check, _validate, backends
 {setup}
 x = torch.ones(4, 3, requires_grad=True)
 with warnings.catch_warnings(record=True) as said:
@@ -99,8 +99,8 @@ def test_a_program_for_a_backend_that_does_not_work_says_why(tmp_path):
         "import json, torch, vaekl\n"
         "x = torch.ones(4, 3)\n"
         "try:\n"
-        "    torch.ops.vaekl.reparameterize_kl(\n"
-        "        x, x, None, None, None, 'sum', None, False, 1, None, 'cpu')\n"
+        "    spec = vaekl._spec.Spec(False, 'sum', None, 1, None, 'cpu')\n"
+        "    torch.ops.vaekl.reparameterize_kl([x, x], None, None, vaekl._spec.to_text(spec))\n"
         "except ImportError as error:\n"
         "    print(json.dumps(str(error)))\n"
     )
@@ -109,7 +109,7 @@ def test_a_program_for_a_backend_that_does_not_work_says_why(tmp_path):
 
 TRITON = """
 import json, warnings, torch, vaekl
-from vaekl import _backends, _check, _validate
+from vaekl import _check, _validate, backends
 {setup}
 cuda = torch.device("cuda")
 with warnings.catch_warnings(record=True) as said:
@@ -175,9 +175,9 @@ def test_triton_that_does_not_work(how, why, tmp_path):
 
 @pytest.fixture
 def found_out_anew():
-    _backends.forget()
+    backends.forget()
     yield
-    _backends.forget()
+    backends.forget()
 
 
 @pytest.mark.parametrize("library", ["numba", "triton"])
@@ -197,7 +197,8 @@ def test_tensors_without_a_device_start_no_driver(monkeypatch, found_out_anew):
     pytest.importorskip("triton")
     if torch.cuda.is_initialized():
         pytest.skip("CUDA is in use in this process")
-    monkeypatch.setattr(_backends, "_start_triton", lambda: pytest.fail("started"))
+    launcher = pytest.importorskip("vaekl.backends.triton")
+    monkeypatch.setattr(launcher, "why_not", lambda device: pytest.fail("started"))
     assert _validate.resolve_backend("auto", torch.device("cuda")) == "triton"
     assert _validate.resolve_backend("triton", torch.device("cuda")) == "triton"
 
@@ -206,8 +207,8 @@ def test_a_first_call_that_is_compiled(found_out_anew, device):
     x = torch.ones(4, 3, device=device)
     expected = vaekl.kl_loss(x, x)
     for backend in ("auto", "cpu" if device == "cpu" else "triton"):
-        _backends.forget()
-        _calls.forget()
+        backends.forget()
+        _plans.forget()
         torch._dynamo.reset()
         compiled = torch.compile(
             lambda x, backend=backend: vaekl.kl_loss(x, x, backend=backend),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _autograd, _calls, _layout
+from vaekl import _plans, _roads, backends
+from vaekl._spec import Spec, to_text
+from vaekl.backends import layout as geometry
 from vaekl.testing import make_inputs
 
 
@@ -79,22 +81,24 @@ def test_a_tensor_kept_from_a_transform_that_has_ended(backend, device):
 
 def test_operators_check_too(backend, device):
     mu, logvar = make_inputs((3, 4), device=device)
-    options = ("batchmean", "batch", True, 1, None, backend)
+    spec = Spec(True, "batchmean", "batch", 1, None, backend)
     operator = torch.ops.vaekl.reparameterize_kl
-    with pytest.raises(ValueError, match="logvar must have the shape of mu"):
-        operator(mu, logvar[0], None, None, 1, *options)
-    with pytest.raises(ValueError, match="eps must have the shape of mu"):
-        operator(mu, logvar, logvar[0], None, None, *options)
+    operator([mu, logvar], None, 1, to_text(spec))  # a kind that is known
+    for wrong in (logvar[0], logvar[:2], logvar.t().contiguous()):
+        with pytest.raises(ValueError, match="logvar must have the shape of mu"):
+            operator([mu, wrong], None, 1, to_text(spec))
+        with pytest.raises(ValueError, match="eps must have the shape of mu"):
+            operator([mu, logvar, wrong], None, None, to_text(spec._replace(has_eps=True)))
 
 
 def test_no_more_kinds_are_kept_than_so_many(device, monkeypatch):
-    monkeypatch.setattr(_calls, "_MOST", 8)
+    monkeypatch.setattr(backends, "MOST", 8)
     for n in range(1, 30):
         mu, logvar = (t.requires_grad_() for t in make_inputs((n, 3), device=device))
         out = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="eager")
         torch.autograd.grad(out.kl, (mu, logvar))
-    assert 0 < len(_calls._forward) <= 8
-    assert 0 < len(_calls._backward) <= 8
+    assert 0 < len(_plans._forward) <= 8
+    assert 0 < len(_plans._backward) <= 8
 
 
 def gradients(outputs, inputs, upstream, used):
@@ -175,7 +179,7 @@ def test_a_functional_tensor_is_not_plain(backend, device):
     kept = []
     torch.func.functionalize(lambda x: kept.append(x) or x)(x)
     for tensor in (functional, kept[0]):
-        assert not _autograd.is_plain(tensor)
+        assert not _roads.is_direct(tensor)
 
 
 @pytest.mark.parametrize("change", ["strides", "dtype"])
@@ -216,11 +220,11 @@ def test_shapes_that_keep_changing_take_no_more_memory(device):
 
     for n in range(1, 400):
         step(n)
-    for kinds in (_calls._forward, _calls._backward):
+    for kinds in (_plans._forward, _plans._backward):
         assert len(kinds) <= 256
-    newest = list(_calls._forward.values())[-100:]
+    newest = list(_plans._forward.values())[-100:]
     for n in range(300, 400):
         step(n)
-    assert list(_calls._forward.values())[-100:] == newest
-    for cached in (_layout.view, _layout.grid):
+    assert list(_plans._forward.values())[-100:] == newest
+    for cached in (geometry.view, geometry.grid):
         assert cached.cache_info().maxsize <= 256

@@ -1,6 +1,5 @@
 """vaekl check: it passes what is right, finds what is wrong, and says both plainly."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -9,10 +8,9 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _backends, _calls, _check, _statistics, _validate
+from vaekl import _check, _plans, _validate, backends
 from vaekl.__main__ import main
-
-MODULES = {"triton": "vaekl._launch", "cpu": "vaekl._cpu", "eager": "vaekl._eager"}
+from vaekl.diagnostics import statistics
 
 
 @pytest.fixture
@@ -27,25 +25,26 @@ def quick(monkeypatch):
 def break_output(monkeypatch):
     """Make one output of a backend's forward or backward wrong by a hundred-thousandth."""
 
-    def break_it(backend, which, index):
-        module = importlib.import_module(MODULES[backend])
-        plan = getattr(module, f"plan_{which}")
+    def break_it(backend, field, of, factor=1 + 1e-5):
+        module = backends.get(backend)
+        plan = getattr(module, of)
 
         def wrong_plan(*arguments):
             right = plan(*arguments)
 
-            def wrong(*arguments, **into):
-                results = list(right(*arguments, **into))
-                results[index] = results[index] * (1 + 1e-5)
-                return tuple(results)
+            def wrong(*arguments):
+                results = right(*arguments)
+                found = results[0] if of == "forward" else results
+                broken = found._replace(**{field: getattr(found, field) * factor})
+                return (broken, results[1]) if of == "forward" else broken
 
             return wrong
 
-        monkeypatch.setattr(module, f"plan_{which}", wrong_plan)
-        _calls.forget()
+        monkeypatch.setattr(module, of, wrong_plan)
+        _plans.forget()
 
     yield break_it
-    _calls.forget()
+    _plans.forget()
 
 
 @pytest.mark.parametrize("case", _check.CASES, ids=str)
@@ -65,17 +64,17 @@ def test_large_cases_pass(device):
 
 
 @pytest.mark.parametrize(
-    ("which", "index", "name"),
+    ("of", "field", "name"),
     [
-        ("forward", 0, "z"),
-        ("forward", 1, "kl"),
-        ("forward", 2, "kl_of_mean"),
-        ("backward", 0, "dmu"),
-        ("backward", 1, "dlogvar"),
+        ("forward", "z", "z"),
+        ("forward", "kl", "kl"),
+        ("forward", "kl_of_mean", "kl_of_mean"),
+        ("backward", "mu", "dmu"),
+        ("backward", "scale", "dlogvar"),
     ],
 )
-def test_a_wrong_output_is_found(which, index, name, backend, device, break_output):
-    break_output(backend, which, index)
+def test_a_wrong_output_is_found(of, field, name, backend, device, break_output):
+    break_output(backend, field, of)
     result = _check.check_case(_check.CASES[0], backend, device)
     over = {output for output, error in result.errors.items() if error > 1}
     assert over == {name}
@@ -83,7 +82,7 @@ def test_a_wrong_output_is_found(which, index, name, backend, device, break_outp
 
 
 def test_wrong_statistics_are_found(backend, device, monkeypatch):
-    right = _statistics.collect
+    right = statistics.collect
 
     def wrong(*arguments):
         found = right(*arguments)
@@ -96,7 +95,7 @@ def test_wrong_statistics_are_found(backend, device, monkeypatch):
 def test_status_is_1_if_a_backend_is_wrong(quick, break_output, capsys):
     assert main(["check"]) == 0
     assert capsys.readouterr().out.endswith("all backends that can run here are right\n")
-    break_output("eager", "forward", 1)
+    break_output("eager", "kl", "forward")
     assert main(["check"]) == 1
     printed = capsys.readouterr().out
     assert printed.endswith("wrong: eager\n")
@@ -112,16 +111,14 @@ def test_a_backend_that_raises_is_wrong(quick, monkeypatch, capsys):
     def fail(*arguments):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr("vaekl._eager.forward", fail)
+    monkeypatch.setattr("vaekl.backends.eager.forward", fail)
+    _plans.forget()
     assert main(["check"]) == 1
     assert "RuntimeError: no such instruction" in capsys.readouterr().out
 
 
-def test_not_a_number_is_wrong_and_json(quick, monkeypatch, capsys):
-    from vaekl import _eager
-
-    right = _eager.forward
-    monkeypatch.setattr(_eager, "forward", lambda *a: (right(*a)[0] * torch.nan, *right(*a)[1:]))
+def test_not_a_number_is_wrong_and_json(quick, break_output, capsys):
+    break_output("eager", "z", "forward", torch.nan)
     assert main(["check", "--json"]) == 1
     text = capsys.readouterr().out
     data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -160,14 +157,14 @@ def test_what_cannot_run_says_why(quick, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(_validate, "_interpreting", lambda: False)
     monkeypatch.setitem(sys.modules, "numba", None)  # not installed
-    _backends.forget()
+    backends.forget()
     assert main(["check"]) == 0
     printed = capsys.readouterr().out
     assert "triton     not available: no CUDA or ROCm device that torch can use" in printed
     assert "cpu        not available: needs numba: pip install 'vaekl[cpu]'" in printed
     assert "eager      ok" in printed
     monkeypatch.undo()
-    _backends.forget()
+    backends.forget()
 
 
 def test_progress_bar_on_a_terminal(quick, monkeypatch, capsys):

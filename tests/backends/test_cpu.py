@@ -11,7 +11,8 @@ import torch
 from vaekl.kernels import cpu as kernels
 
 import vaekl
-from vaekl import _threads, _validate
+from vaekl import _plans, _validate
+from vaekl.backends import threads as teams
 from vaekl.reference import SEED_OFFSET, normal, to_numpy
 from vaekl.testing import EPS_BUDGET, make_inputs, step
 
@@ -55,14 +56,20 @@ def test_noise_of_every_width(event, dtype):
 @pytest.fixture
 def workers(monkeypatch):
     """How many threads worked on each kernel call of one test."""
-    counted, run = [], _threads.run
+    counted = []
 
-    def spy(kernel, count, memories, plan, scratch, *addresses):
-        run(kernel, count, memories, plan, scratch, *addresses)
-        counted.append(int(scratch.view(np.int64)[kernels.WORKERS]))
+    def spied(kernel):
+        def run(parallel, count, memories, plan, scratch, *addresses):
+            kernel.run(parallel, count, memories, plan, scratch, *addresses)
+            counted.append(int(scratch.view(np.int64)[kernels.WORKERS]))
 
-    monkeypatch.setattr(_threads, "run", spy)
-    return counted
+        return kernel._replace(run=run)
+
+    for name in ("FORWARD", "BACKWARD", "STATISTICS"):
+        monkeypatch.setattr(kernels, name, spied(getattr(kernels, name)))
+    _plans.forget()
+    yield counted
+    _plans.forget()
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -112,7 +119,7 @@ def test_small_inputs_stay_in_the_calling_thread(threads, workers):
 
 
 @pytest.mark.skipif(
-    not _threads._PARALLEL or not Path("/proc/self/status").exists(),
+    not teams._PARALLEL or not Path("/proc/self/status").exists(),
     reason="torch has no OpenMP that GOMP_parallel is in, or nothing counts threads",
 )
 def test_threads_are_those_of_torch(threads):
@@ -133,7 +140,7 @@ def test_without_openmp(monkeypatch, threads, workers):
     """The calling thread does it all."""
     threads(2)
     expected = results()
-    monkeypatch.setattr(_threads, "_PARALLEL", 0)
+    monkeypatch.setattr(teams, "_PARALLEL", 0)
     assert equal(results(), expected)
     assert workers == [2, 2, 1, 1]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import vaekl
-from vaekl._calls import forget
+from vaekl._plans import forget
 from vaekl.testing import step
 
 binding = pytest.importorskip("llvmlite.binding")
 ir = pytest.importorskip("llvmlite.ir")
 in_default_mode = pytest.importorskip("vaekl.kernels.cpu.mode").in_default_mode
-_statistics_cpu = pytest.importorskip("vaekl._statistics_cpu")
+cpu = pytest.importorskip("vaekl.backends.cpu")
 
 BOUNDS = (-200.0, 1e-39)  # of clamp; the upper one is subnormal as float32
 FE_UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}
@@ -78,7 +78,7 @@ def inputs(shape, dtype):
 def results(threads, mu, logvar, upstream):
     """All that the kernels give: forward, backward, statistics."""
     torch.set_num_threads(threads)
-    found = [_statistics_cpu.sums(mu, logvar, 1)]
+    found = [cpu.statistics(mu, logvar, 1)]
     for mean_over, reduction, clamp in (("batch", "none", None), ("all", "sum", BOUNDS)):
         options = {"mean_over": mean_over, "reduction": reduction, "clamp": clamp, "seed": 3}
         dz, dkl, of_mean = upstream

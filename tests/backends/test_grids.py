@@ -3,35 +3,36 @@
 import pytest
 import torch
 
-from vaekl import _launch, _layout
+from vaekl.backends import layout as geometry
+from vaekl.backends import triton as launcher
 from vaekl.testing import CONFIGS, make_inputs
 
 
 def test_blocks_reach_every_path():
     """The block choices of the tests do give several programs along each axis, and loops."""
-    many = _layout.grid(7, 21, CONFIGS["many"])
+    many = geometry.grid(7, 21, CONFIGS["many"])
     assert many.tiles > 1
     assert many.ranges > 1
     assert 7 % many.block_rows
     assert 21 % many.block_cols
-    loops = _layout.grid(7, 21, CONFIGS["loops"])
+    loops = geometry.grid(7, 21, CONFIGS["loops"])
     assert loops.tiles > 1
     assert loops.ranges > 1
     assert loops.rows_per_range > loops.block_rows
     assert 7 % loops.block_rows
     assert 21 % loops.block_cols
-    down = _layout.grid(33, 4, CONFIGS["loops"])
+    down = geometry.grid(33, 4, CONFIGS["loops"])
     assert down.tiles == 1
     assert down.ranges > 1
     assert down.rows_per_range > down.block_rows
-    assert _layout.grid(7, 21, CONFIGS["default"])[:2] == (1, 1)
+    assert geometry.grid(7, 21, CONFIGS["default"])[:2] == (1, 1)
 
 
 def test_offsets_turn_wide_in_time():
-    assert not _layout.view((2**16, 2**14), 1, ((2**14, 1),)).wide
-    assert _layout.view((2**17, 2**14), 1, ((2**14, 1),)).wide
-    assert _layout.view((2, 4), 1, ((2**31, 1),)).wide
-    assert _layout.view((2**17, 2**14), 1, ((0, 0),)).wide  # by the noise's group index
+    assert not geometry.view((2**16, 2**14), 1, ((2**14, 1),)).wide
+    assert geometry.view((2**17, 2**14), 1, ((2**14, 1),)).wide
+    assert geometry.view((2, 4), 1, ((2**31, 1),)).wide
+    assert geometry.view((2**17, 2**14), 1, ((0, 0),)).wide  # by the noise's group index
 
 
 def test_layouts_are_read_in_place():
@@ -41,14 +42,14 @@ def test_layouts_are_read_in_place():
         pair = make_inputs(shape, layout=layout)
         model = torch.empty_like(pair[0])
         strides = tuple(t.stride() for t in (*pair, model))
-        assert _layout.view(shape, 1, strides) is not None, layout
+        assert geometry.view(shape, 1, strides) is not None, layout
     odd = make_inputs(shape, layout="steps")[0]
-    assert _layout.view(shape, 1, (odd.stride(),)) is None
+    assert geometry.view(shape, 1, (odd.stride(),)) is None
 
 
 @pytest.mark.parametrize(("threads", "warps"), [(32, 1), (64, 1), (128, 2)])
 def test_a_program_has_at_least_one_wave_of_64(threads, warps, monkeypatch):
     """A block of 32 threads, as tests ask for, is half a wave on AMD's data-centre GPUs."""
-    monkeypatch.setattr(_launch, "_warp_size", lambda: 64)
-    grid = _layout.grid(7, 21, _layout.Config(threads=threads))
-    assert _launch.Launch(None, grid, []).options["num_warps"] == warps
+    monkeypatch.setattr(launcher, "_warp_size", lambda: 64)
+    grid = geometry.grid(7, 21, geometry.Config(threads=threads))
+    assert launcher.Launch(None, grid, []).options["num_warps"] == warps

@@ -12,7 +12,9 @@ SCRIPT = """
 import gc, importlib, os, signal, sys, types, weakref
 import torch, vaekl, vaekl.__main__
 from torch._subclasses import FakeTensorMode
-from vaekl import _statistics_cpu, _statistics_triton, testing
+from vaekl import testing
+from vaekl.backends import cpu
+from vaekl.backends import triton as launcher
 
 x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
 torch.set_num_threads(2)
@@ -107,7 +109,7 @@ print("imported again")
 child = os.fork()
 if child == 0:
     signal.alarm(60)  # a child whose parent's threads it waits for
-    importlib.reload(vaekl._threads)
+    importlib.reload(vaekl.backends.threads)
     vaekl.kl_loss(large, large, backend="cpu")
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0

@@ -41,11 +41,12 @@ def fuzz(target, count):
     import triton
 
     import vaekl
-    from vaekl import _launch, _validate
+    from vaekl import _validate
+    from vaekl.backends import triton as launcher
 
     _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
     counts, used = [0, 0], []
-    plain = _launch.Launch.__call__
+    plain = launcher.Launch.__call__
 
     def checked(launch, tensors, *others):
         key = others[1:]
@@ -56,7 +57,7 @@ def fuzz(target, count):
             counts[0] += 1
             counts[1] += kept is not picked
 
-    _launch.Launch.__call__ = checked
+    launcher.Launch.__call__ = checked
     triton.compiler.CompiledKernel.__getitem__ = lambda kept, grid: lambda *_: used.append(kept)
     rng = random.Random(0)
 

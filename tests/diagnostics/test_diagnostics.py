@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _layout, _statistics
+from vaekl.backends import eager
+from vaekl.backends import layout as geometry
 from vaekl.reference import Oracle, diagnostics, to_numpy
 from vaekl.testing import make_inputs
 
@@ -70,7 +71,7 @@ def test_large_inputs(shape, device):
 
 
 def test_eager_in_chunks(monkeypatch, device):
-    monkeypatch.setattr(_statistics, "_CHUNK", 50)
+    monkeypatch.setattr(eager, "_CHUNK", 50)
     mu, logvar = make_inputs((33, 12), device=device)
     check(vaekl.diagnose(mu, logvar, backend="eager"), mu, logvar)
 
@@ -92,13 +93,13 @@ def test_layouts(layout, batch_dims, backend, many_programs, device):
 
 def test_wide_offsets(many_programs, device, monkeypatch):
     """The int64 variant, which tensors past 2^31 elements take, on small ones."""
-    monkeypatch.setattr(_layout, "NARROW_OFFSETS", 0)
-    _layout.view.cache_clear()
+    monkeypatch.setattr(geometry, "NARROW_OFFSETS", 0)
+    geometry.view.cache_clear()
     mu, logvar = make_inputs((5, 3, 2, 4), layout="channels_last", device=device)
     try:
         check(vaekl.diagnose(mu, logvar, backend="triton"), mu, logvar)
     finally:
-        _layout.view.cache_clear()
+        geometry.view.cache_clear()
 
 
 def test_mixed_dtypes(backend, device):

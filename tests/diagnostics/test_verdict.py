@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl._workspace import workspaces
+from vaekl.backends.workspace import workspaces
 from vaekl.testing import make_inputs
 
 
@@ -44,13 +44,13 @@ def test_what_is_not_finite_comes_first_in_the_table():
 def test_each_column_tile_has_a_counter_of_its_own(many_programs, device):
     """One that is not at 0 keeps its tile from being finished, and no other."""
     mu, logvar = make_inputs((9, 22), device=device)
-    from vaekl import _statistics_triton
+    from vaekl.backends import triton as launcher
 
-    right = _statistics_triton.sums(mu, logvar, 1)
+    right = launcher.statistics(mu, logvar, 1)
     counters = next(iter(workspaces.counters.values()))
     counters[1] = 100
     try:
-        found = _statistics_triton.sums(mu, logvar, 1)
+        found = launcher.statistics(mu, logvar, 1)
     finally:
         workspaces.forget()
     same = (found == right).all(0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _calls, _statistics
+from vaekl import _plans
+from vaekl.diagnostics import statistics
 from vaekl.testing import CONFIGS, make_inputs, step
 
 pytestmark = [
@@ -56,7 +57,7 @@ def test_small_cases(config, reduction, mean_over, dtype, device):
     """Every way to split the sums, against eager; bench/gpu.sh runs these under sanitizers too."""
     options = {"reduction": reduction, "mean_over": mean_over, "seed": 3}
     mu, logvar, upstream = differentiable((37, 42), device, reduction=reduction, dtype=dtype)
-    with _calls.use_config(CONFIGS[config]):
+    with _plans.use_config(CONFIGS[config]):
         ours = run(mu, logvar, upstream, backend="triton", **options)
     for a, b in zip(ours, run(mu, logvar, upstream, backend="eager", **options)):
         torch.testing.assert_close(a, b)
@@ -100,17 +101,17 @@ def test_one_launch_each_way(shape, reduction, mean_over, noise, device, unpoiso
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_statistics_are_one_launch(shape, dtype, device, unpoisoned):
     """And their sums are those of the eager backend, every time."""
-    from vaekl import _statistics_triton  # needs triton
+    from vaekl.backends import triton as launcher  # needs triton
 
     mu, logvar = make_inputs(shape, dtype=dtype, device=device)
-    sums = _statistics_triton.sums(mu, logvar, 1)  # compiles; counters and scratch are there
-    device_work(lambda: _statistics_triton.sums(mu, logvar, 1))
-    names = device_work(lambda: _statistics_triton.sums(mu, logvar, 1))
+    sums = launcher.statistics(mu, logvar, 1)  # compiles; counters and scratch are there
+    device_work(lambda: launcher.statistics(mu, logvar, 1))
+    names = device_work(lambda: launcher.statistics(mu, logvar, 1))
     assert [name.split("_kernel")[0] for name in names] == ["statistics"], names
-    expected = _statistics._sums(mu, logvar, 1)
+    expected = statistics._sums(mu, logvar, 1)
     torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-9)
     for _ in range(50):
-        assert torch.equal(_statistics_triton.sums(mu, logvar, 1), sums)
+        assert torch.equal(launcher.statistics(mu, logvar, 1), sums)
 
 
 def test_the_host_never_waits(device, unpoisoned):

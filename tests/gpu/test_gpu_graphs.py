@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _calls, _layout
+from vaekl import _plans
+from vaekl.backends import layout as geometry
 from vaekl.testing import CONFIGS, make_inputs
 
 pytestmark = [
@@ -81,7 +82,7 @@ def test_a_thousand_replays(shape, device):
     """Noise is fresh, normal, and unrelated from replay to replay; gradients fit their own z."""
     torch.manual_seed(5)
     step = Step(shape, device)
-    grid = _layout.grid(*shape, _layout.current_config())
+    grid = geometry.grid(*shape, geometry.current_config())
     assert (grid.tiles * grid.ranges > 1) == (shape == (200, 70))
     columns = replays(*captured(step), 1000)
     z, kl, kl_of_mean, dmu, _ = columns
@@ -202,7 +203,7 @@ def test_noise_of_replays_and_calls_never_repeats(device):
 
 def test_capture_after_an_error_in_a_capture(device):
     """A capture that dies leaves the next one, and eager calls, as they were."""
-    with _calls.use_config(CONFIGS["many"]):
+    with _plans.use_config(CONFIGS["many"]):
         step = Step((37, 42), device, seed=3)
         expected = step()
 

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import vaekl
-from vaekl._workspace import workspaces
+from vaekl.backends.workspace import workspaces
 from vaekl.testing import make_inputs
 
 pytestmark = [

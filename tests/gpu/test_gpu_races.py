@@ -11,8 +11,10 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 import vaekl
-from vaekl import _calls, _launch, _layout
-from vaekl._workspace import workspaces
+from vaekl import _plans
+from vaekl.backends import layout as geometry
+from vaekl.backends import triton as launcher
+from vaekl.backends.workspace import workspaces
 from vaekl.reference import Oracle
 from vaekl.testing import KL_BUDGET, kl_of_mean_bound, make_inputs, worst
 
@@ -30,7 +32,7 @@ CASES = [
     ((1000, 700), "batchmean", "batch"),
 ]
 #: A thousand programs of a few elements, which arrive all at once.
-CROWD = _layout.Config(tile=128, max_cols=8, small=0, programs=1024)
+CROWD = geometry.Config(tile=128, max_cols=8, small=0, programs=1024)
 CROWDED = [((2048, 60), "none", "batch"), ((2048, 60), "batchmean", "all")]
 
 
@@ -111,8 +113,8 @@ def test_two_thousand_launches_under_load(shape, reduction, mean_over, load, dev
 
 @pytest.mark.parametrize(("shape", "reduction", "mean_over"), CROWDED)
 def test_a_crowd_of_small_programs(shape, reduction, mean_over, load, device):
-    with _calls.use_config(CROWD):
-        grid = _layout.grid(*shape, CROWD)
+    with _plans.use_config(CROWD):
+        grid = geometry.grid(*shape, CROWD)
         assert grid.tiles > 4
         assert grid.ranges > 100
         assert repeat(Case(shape, reduction, mean_over, device), load, 2000) == 0
@@ -185,7 +187,7 @@ def test_a_launch_that_the_device_refuses(device):
     case = Case(*CASES[-1], device)
     for _ in range(20):
         with (
-            _calls.use_config(_layout.Config(threads=2048)),
+            _plans.use_config(geometry.Config(threads=2048)),
             pytest.raises((OutOfResources, RuntimeError)),
         ):
             case.forward()
@@ -206,8 +208,8 @@ def test_an_interrupt_right_after_a_launch(device, monkeypatch):
 
     for _ in range(200):
         with monkeypatch.context() as patch:
-            for plan in _calls.planned():
-                if isinstance(plan, _launch.ForwardPlan) and plan.launch.compiled is not None:
+            for plan in _plans.planned():
+                if isinstance(plan, launcher._ForwardPlan) and plan.launch.compiled is not None:
                     patch.setattr(plan.launch, "compiled", interrupted(plan.launch.compiled))
             with pytest.raises(KeyboardInterrupt):
                 case.forward()

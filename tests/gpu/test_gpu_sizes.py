@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _layout
+from vaekl.backends import layout as geometry
 from vaekl.reference import SEED_OFFSET, normal, philox4x32, to_numpy
 from vaekl.testing import EPS_BUDGET, KL_BUDGET, make_inputs, unit, worst
 
@@ -69,7 +69,7 @@ def check_large(shape, device):
     """Forward and backward in bfloat16: both KLs as a whole, tensors where it is interesting."""
     batch, event = shape
     # The second axis of a CUDA grid ends at 65535; row ranges are capped far below it.
-    assert _layout.grid(batch, event, _layout.current_config()).ranges < 65536
+    assert geometry.grid(batch, event, geometry.current_config()).ranges < 65536
     mu = torch.randn(shape, dtype=BF16, device=device).add_(0.5)
     logvar = torch.randn(shape, dtype=BF16, device=device).mul_(0.5)
     total, mean_mu, mean_logvar = exact_sums(mu, logvar)

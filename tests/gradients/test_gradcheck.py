@@ -7,7 +7,8 @@ import torch
 
 import vaekl
 from storages import PAIR, Packed
-from vaekl import _calls, _layout
+from vaekl import _plans
+from vaekl.backends import layout as geometry
 from vaekl.testing import make_inputs, random_upstream
 
 OUTPUTS = ("z", "kl", "kl_of_mean")
@@ -41,7 +42,7 @@ def call(mu, logvar, eps=None, *, outputs=OUTPUTS, **options):
 @pytest.mark.parametrize("mean_over", ["batch", "all", None])
 def test_reductions(reduction, mean_over, backend, many_programs, device):
     mu, logvar, _ = inputs((5, 9), device)
-    assert _layout.grid(5, 9, many_programs)[:2] == (2, 2)
+    assert geometry.grid(5, 9, many_programs)[:2] == (2, 2)
     options = {"reduction": reduction, "kl_of_mean": mean_over is not None, "backend": backend}
     gradcheck(
         lambda m, v: call(m, v, mean_over=mean_over or "batch", **options), (mu, logvar), backend,
@@ -53,9 +54,9 @@ def test_reductions(reduction, mean_over, backend, many_programs, device):
 def test_whole_jacobian_through_triton(reduction, device):
     """Not only projections: every entry, small blocks, several programs along both axes."""
     mu, logvar, _ = inputs((2, 5), device)
-    smallest = _layout.Config(tile=4, max_cols=4, small=0, programs=4)
-    with _calls.use_config(smallest):
-        assert _layout.grid(2, 5, smallest)[:2] == (2, 2)
+    smallest = geometry.Config(tile=4, max_cols=4, small=0, programs=4)
+    with _plans.use_config(smallest):
+        assert geometry.grid(2, 5, smallest)[:2] == (2, 2)
         gradcheck(
             lambda m, v: call(m, v, reduction=reduction, backend="triton"), (mu, logvar), "triton",
             fast_mode=False, check_undefined_grad=False,

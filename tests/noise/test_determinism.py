@@ -7,8 +7,9 @@ import triton.language as tl
 from vaekl.kernels.reduction import sum_scalars
 
 import vaekl
-from vaekl import _calls, _launch
-from vaekl._workspace import Workspaces, workspaces
+from vaekl import _plans
+from vaekl.backends import triton as launcher
+from vaekl.backends.workspace import Workspaces, workspaces
 from vaekl.testing import CONFIGS, make_inputs, step
 
 
@@ -97,7 +98,7 @@ def sum_kernel(p_total, p_partials, count):
 
 def test_counters_are_zero_after_every_launch(device):
     mu, logvar = make_inputs((9, 22), device=device)
-    with _calls.use_config(CONFIGS["many"]):
+    with _plans.use_config(CONFIGS["many"]):
         for reduction in ("none", "mean"):
             for mean_over in ("batch", "all"):
                 vaekl.reparameterize_kl(
@@ -110,7 +111,7 @@ def test_counters_are_zero_after_every_launch(device):
 def test_a_failed_launch_does_not_poison_the_next(device, monkeypatch):
     """Counts left behind by a launch that died half way are thrown away."""
     mu, logvar = make_inputs((9, 22), device=device)
-    with _calls.use_config(CONFIGS["many"]):
+    with _plans.use_config(CONFIGS["many"]):
         expected = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="triton")
 
         def half_a_launch(*arguments, **options):
@@ -118,7 +119,7 @@ def test_a_failed_launch_does_not_poison_the_next(device, monkeypatch):
                 counters += 1
             raise KeyboardInterrupt
 
-        plans = [plan for plan in _calls.planned() if isinstance(plan, _launch.ForwardPlan)]
+        plans = [plan for plan in _plans.planned() if isinstance(plan, launcher._ForwardPlan)]
         for launch in [plan.launch for plan in plans]:
             monkeypatch.setattr(launch, "kernel", {launch.grid: half_a_launch})
             monkeypatch.setattr(launch, "compiled", None)

@@ -9,7 +9,9 @@ from vaekl.kernels.philox import normal_tile, pair
 
 import vaekl
 from storages import PACKED, PAIR
-from vaekl import _calls, _layout, _noise
+from vaekl import _noise, _plans
+from vaekl._spec import Key, Source
+from vaekl.backends import layout as geometry
 from vaekl.reference import SEED_OFFSET, normal, philox4x32, to_numpy
 from vaekl.testing import EPS_BUDGET, make_inputs
 
@@ -110,8 +112,8 @@ def test_seeds_share_no_words_with_torchs_generators(backend, device):
         of_torch = normal(42, offset, 64, 64)
         assert abs(np.corrcoef(eps.ravel(), of_torch.ravel())[0, 1]) < 5 / 64
         assert abs(np.corrcoef(eps.ravel() ** 2, of_torch.ravel() ** 2)[0, 1]) < 5 / 64
-    cpu = _noise.draw_key(torch.device("cpu"), torch.Generator().manual_seed(42), None)
-    for _, offset, _ in (cpu, _noise.draw_key(torch.device("cuda", 0), None, 42)):
+    cpu = _noise.draw_key(torch.device("cpu"), Source(torch.Generator().manual_seed(42)))
+    for _, offset, _ in (cpu, _noise.draw_key(torch.device("cuda", 0), Source(seed=42))):
         assert offset % 2**64 == SEED_OFFSET == 2**63
 
 
@@ -134,10 +136,10 @@ class DeviceGenerator:
 def test_a_device_generator_gives_its_key_and_moves_on(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     generator, device = DeviceGenerator(), torch.device("cuda", 0)
-    keys = [_noise.draw_key(device, generator, None) for _ in range(3)]
+    keys = [_noise.draw_key(device, Source(generator)) for _ in range(3)]
     assert keys == [(1 - 2**63, offset, None) for offset in (8, 12, 16)]
     monkeypatch.setattr(torch.cuda, "default_generators", [generator])
-    assert _noise.draw_key(device, None, None) == (1 - 2**63, 20, None)
+    assert _noise.draw_key(device, Source()) == (1 - 2**63, 20, None)
 
 
 class SharedGenerator(DeviceGenerator):
@@ -160,7 +162,7 @@ class SharedGenerator(DeviceGenerator):
 def test_a_key_is_drawn_in_one_step_where_torch_has_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     generator, device = SharedGenerator(), torch.device("cuda", 0)
-    keys = [_noise.draw_key(device, generator, None) for _ in range(3)]
+    keys = [_noise.draw_key(device, Source(generator)) for _ in range(3)]
     assert keys == [(1 - 2**63, offset, None) for offset in (8, 12, 16)]
     assert generator.offset == 20
     assert not {offset for _, offset, _ in keys} & set(generator.others)
@@ -173,7 +175,7 @@ def test_every_word_of_the_counter(offset, dtype, device):
     expected = normal(7, offset, 4, 8)
     assert np.max(np.abs(tile(7, offset, 0, 4, 8, device, dtype) - expected)) <= EPS_BUDGET[dtype]
     words = torch.tensor([7, offset], device=device)
-    twin = _noise.philox_normal(words[0], words[1], 4, 8, dtype, torch.device(device))
+    twin = _noise.philox_normal(Key(0, 0, words), (4, 8), dtype, torch.device(device))
     assert np.max(np.abs(to_numpy(twin) - expected)) <= EPS_BUDGET[dtype]
 
 
@@ -181,7 +183,7 @@ def test_the_offset_is_unsigned(device):
     """An int64 with its highest bit set: the kernel and eager's twin count alike."""
     offset = -(2**62) + 8
     words = torch.tensor([7, offset], device=device)
-    twin = _noise.philox_normal(words[0], words[1], 4, 8, torch.float64, torch.device(device))
+    twin = _noise.philox_normal(Key(0, 0, words), (4, 8), torch.float64, torch.device(device))
     kernel = tile(7, offset, 0, 4, 8, device, torch.float64)
     assert np.max(np.abs(to_numpy(twin) - kernel)) <= EPS_BUDGET[torch.float64]
 
@@ -205,11 +207,11 @@ def test_block_sizes_do_not_matter(device):
     shape = (9, 22)
     whole = drawn(shape, backend="triton", device=device, seed=3)
     for config in (
-        _layout.Config(tile=16, max_cols=4, small=0, programs=6),
-        _layout.Config(tile=64, max_cols=32, small=0, programs=64),
-        _layout.Config(threads=32),
+        geometry.Config(tile=16, max_cols=4, small=0, programs=6),
+        geometry.Config(tile=64, max_cols=32, small=0, programs=64),
+        geometry.Config(threads=32),
     ):
-        with _calls.use_config(config):
+        with _plans.use_config(config):
             assert torch.equal(drawn(shape, backend="triton", device=device, seed=3), whole)
 
 
@@ -245,8 +247,8 @@ def draws(request):
     if backend == "cpu":
         pytest.importorskip("numba")
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-    one = _layout.Config(tile=2**20, max_cols=2**10, small=2**21)
-    with _calls.use_config(_layout.Config() if device == "cuda" else one):
+    one = geometry.Config(tile=2**20, max_cols=2**10, small=2**21)
+    with _plans.use_config(geometry.Config() if device == "cuda" else one):
         zero = torch.zeros((), device=device).expand(rows, cols)
         return [
             to_numpy(vaekl.reparameterize(zero, zero, seed=s, backend=backend)) for s in (21, 22)

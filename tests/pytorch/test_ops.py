@@ -1,91 +1,80 @@
 """The operators: schemas and fakes agree with what runs, and modes and subclasses see them."""
 
+import math
+
 import pytest
 import torch
 
-from storages import PACKED, PAIR
+from storages import PACKED
+from vaekl import _operators
+from vaekl._spec import Spec, from_text, to_text
 from vaekl.testing import make_inputs, step
 
 FORWARD = torch.ops.vaekl.reparameterize_kl.default
 BACKWARD = torch.ops.vaekl.reparameterize_kl_backward.default
-OF_MOMENTS = torch.ops.vaekl.reparameterize_kl_moments.default
-BACKWARD_OF_MOMENTS = torch.ops.vaekl.reparameterize_kl_moments_backward.default
-OPERATORS = {PAIR: (FORWARD, BACKWARD), PACKED: (OF_MOMENTS, BACKWARD_OF_MOMENTS)}
 # An operator draws anew at each call, so only calls with a seed can be compared with a second run.
 CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
 OPTIONS = [
-    ("none", "batch", True, 1, None),
-    ("mean", "all", True, 2, [-1.0, 1.0]),
-    (None, "batch", False, 1, None),
-    ("sum", None, True, 1, None),
+    (True, "none", "batch", 1, None),
+    (True, "mean", "all", 2, (-1.0, 1.0)),
+    (False, None, "batch", 1, None),
+    (True, "sum", None, 1, None),
 ]
 
 
+def stored(storage, pair, options, given, backend):
+    """(spec, tensors, seed) of a call of the operator."""
+    tensors, seed = [*storage.store(*pair)], 7
+    given = given and options[0]
+    if given:
+        tensors, seed = [*tensors, torch.randn_like(pair[0])], None
+    packed = storage.dim if storage is PACKED else None
+    return Spec(*options, backend, given, packed), tensors, seed
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "steps"])
 @pytest.mark.parametrize("given", [False, True])
-def test_opcheck(options, layout, given, backend, device):
-    mu, logvar = make_inputs((2, 3, 2, 4), layout=layout, device=device)
-    eps = make_inputs((2, 3, 2, 4), device=device, seed=5)[0] if given and options[2] else None
-    seed = None if eps is not None else 7
-    torch.library.opcheck(
-        FORWARD, (mu, logvar, eps, None, seed, *options, backend), test_utils=CHECKS
-    )
-    z, kl, kl_of_mean, state, means = FORWARD(mu, logvar, eps, None, seed, *options, backend)
-    upstream = [
-        torch.randn_like(out) if wanted else None
-        for out, wanted in zip((z, kl, kl_of_mean), (options[2], options[0], options[1]))
-    ]
-    needs = [True, True, eps is not None]
-    torch.library.opcheck(
-        BACKWARD,
-        (mu, logvar, eps, *upstream, state, means, *options, backend, needs),
-        test_utils=CHECKS,
-    )
+def test_opcheck(options, layout, given, storage, backend, device):
+    pair = make_inputs((2, 3, 2, 4), layout=layout, device=device)
+    spec, tensors, seed = stored(storage, pair, options, given, backend)
+    arguments = (tensors, None, seed, to_text(spec))
+    torch.library.opcheck(FORWARD, arguments, test_utils=CHECKS)
+    outputs, saved = _operators.named(spec, FORWARD(*arguments))
+    upstream = [None if out is None else torch.randn_like(out) for out in outputs]
+    arguments = (tensors, upstream, [*saved], to_text(spec), [True] * len(tensors))
+    torch.library.opcheck(BACKWARD, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("given", [False, True])
-def test_opcheck_of_gradients(options, given, backend, device):
+def test_opcheck_of_gradients(options, given, storage, backend, device):
     """All of torch's checks where inputs need gradients: registration, and symbolic sizes through
     AOTAutograd, forward and backward against the same without. The second operator is never
     differentiated: what is differentiated twice is made of plain operations."""
-    mu, logvar = (t.requires_grad_() for t in make_inputs((2, 3, 2, 4), device=device))
-    eps = make_inputs((2, 3, 2, 4), device=device, seed=5)[0] if given and options[2] else None
-    seed = None if eps is not None else 7
-    torch.library.opcheck(FORWARD, (mu, logvar, eps, None, seed, *options, backend))
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "steps"])
-@pytest.mark.parametrize("given", [False, True])
-def test_opcheck_of_moments(layout, given, backend, device):
-    moments = make_inputs((2, 4, 2, 4), layout=layout, device=device)[0]
-    eps = torch.randn(2, 2, 2, 4, device=device) if given else None
-    options = ("none", "batch", True, 1, [-1.0, 1.0])
-    arguments = (moments, 1, eps, None, None if given else 7, *options, backend)
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(OF_MOMENTS, arguments, test_utils=tests)
-    z, kl, kl_of_mean, state, means = OF_MOMENTS(*arguments)
-    upstream = [torch.randn_like(out) for out in (z, kl, kl_of_mean)]
-    torch.library.opcheck(
-        BACKWARD_OF_MOMENTS,
-        (moments, 1, eps, *upstream, state, means, *options, backend, [True, given]),
-        test_utils=tests,
-    )
+    pair = make_inputs((2, 3, 2, 4), device=device)
+    spec, tensors, seed = stored(storage, pair, options, given, backend)
+    for tensor in tensors[: len(tensors) - spec.has_eps]:
+        tensor.requires_grad_()
+    torch.library.opcheck(FORWARD, (tensors, None, seed, to_text(spec)))
 
 
 def test_opcheck_of_a_backward_that_eps_has_no_part_in(storage, backend, device):
     """No gradient of z: then there is none of eps, though it is needed."""
-    tensors = storage.store(*make_inputs((2, 2, 3), device=device))
-    eps, options = torch.ones(2, 2, 3, device=device), ("none", "batch", True, 1, None)
-    forward, backward = OPERATORS[storage]
-    given = (*tensors, eps) if storage is PAIR else (*tensors, storage.dim, eps)
-    _, kl, kl_of_mean, state, means = forward(*given, None, None, *options, backend)
-    upstream = (None, torch.randn_like(kl), torch.randn_like(kl_of_mean))
-    needs = [True] * (len(tensors) + 1)
-    torch.library.opcheck(
-        backward, (*given, *upstream, state, means, *options, backend, needs), test_utils=CHECKS
-    )
+    pair = make_inputs((2, 2, 3), device=device)
+    spec, tensors, seed = stored(storage, pair, OPTIONS[0], True, backend)
+    (_, kl, kl_of_mean), saved = _operators.named(spec, FORWARD(tensors, None, seed, to_text(spec)))
+    upstream = [None, torch.randn_like(kl), torch.randn_like(kl_of_mean)]
+    arguments = (tensors, upstream, [*saved], to_text(spec), [True] * len(tensors))
+    torch.library.opcheck(BACKWARD, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("packed", [None, 0, 3])
+@pytest.mark.parametrize("clamp", [None, (-math.inf, 1.0), (-0.1, math.inf), (1e-300, 1 / 3)])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_text_of_a_spec(options, clamp, packed, backend):
+    spec = Spec(*options[:-1], clamp, backend, has_eps=True, packed=packed)
+    assert from_text(to_text(spec)) == spec
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -99,7 +88,7 @@ def test_a_dispatch_mode_sees_the_operators(given, kl_of_mean, storage, backend,
     direct = step(call, (*tensors, eps)).tensors
     with operators:
         through = step(call, (*tensors, eps)).tensors
-    assert {str(operator) for operator in OPERATORS[storage]} <= set(operators.names)
+    assert {str(FORWARD), str(BACKWARD)} <= set(operators.names)
     for a, b in zip(direct, through, strict=True):
         assert torch.equal(a, b)
 

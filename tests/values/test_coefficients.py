@@ -5,7 +5,7 @@ import math
 import numpy as np
 from vaekl.kernels import coefficients as c
 
-from vaekl._eager import _PHI_F32
+from vaekl.backends.eager import _PHI_F32
 
 
 def test_exp():

@@ -8,7 +8,7 @@ import torch
 
 import vaekl
 from storages import PACKED, PAIR, Packed
-from vaekl import _layout
+from vaekl.backends import layout as geometry
 from vaekl.reference import SEED_OFFSET, Oracle, normal, to_numpy, torch_reparameterize_kl
 from vaekl.testing import (
     EPS_BUDGET,
@@ -219,13 +219,13 @@ def test_outer_axis_first_in_memory(inner, backend, device):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_wide_offsets(reduction, many_programs, device, monkeypatch):
     """The int64 variant, which tensors past 2^31 elements take, on small ones."""
-    monkeypatch.setattr(_layout, "NARROW_OFFSETS", 0)
-    _layout.view.cache_clear()
+    monkeypatch.setattr(geometry, "NARROW_OFFSETS", 0)
+    geometry.view.cache_clear()
     pair = make_inputs((2, 3, 2, 4), layout="channels_last", device=device)
     try:
         check(pair, backend="triton", reduction=reduction)
     finally:
-        _layout.view.cache_clear()
+        geometry.view.cache_clear()
 
 
 def test_memory_is_poisoned(device):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import _validate
-from ._options import LOGVAR_RANGE
+from vaekl import _validate
+from vaekl._spec import LOGVAR_RANGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ._report import DiagnosticsReport
+    from .report import DiagnosticsReport
 
 #: What to_dict gives, by the report's own names.
 TOTALS = ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information_total",

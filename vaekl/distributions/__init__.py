@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _validate, functional
-from ._attributes import CLAMP, Attributes
-from ._draws import Generators, drawn, given
+from vaekl import _validate, functional
+from vaekl._spec import Source, Terms
+
+from .attributes import CLAMP, Attributes
+from .draws import Generators, drawn, given
 
 
 class DiagonalGaussianDistribution(Attributes):
@@ -127,11 +129,10 @@ class DiagonalGaussianDistribution(Attributes):
         is_one, is_whole = self._is_one(), axes == tuple(range(1, self._moments.dim()))
         if is_one and is_whole and other is None:
             if self._is_as_made("mean") and self._is_packed("logvar"):
-                packed = functional.compute_moments(
-                    self._moments, dim=1, reduction="none", clamp=CLAMP, backend="auto",
-                    sample=False,
-                )  # fmt: skip
-                return given(packed[1])
+                packed = functional.Packed(self._moments, 1)
+                terms = Terms(reduction="none")
+                kls = functional.compute_moments(packed, Source(), terms, None, CLAMP, "auto")
+                return given(kls[1])
         mean, logvar = self.mean, self.logvar
         if other is not None:
             if not (hasattr(other, "mean") and hasattr(other, "logvar")):

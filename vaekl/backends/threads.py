@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ._registry import kept
+from vaekl._registry import kept
 
 
 def _openmp() -> int:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from ._eager import clamped
-from ._options import LOGVAR_RANGE
+from vaekl._spec import LOGVAR_RANGE
+from vaekl.backends.eager import clamped
 
 #: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
 CLAMP = LOGVAR_RANGE

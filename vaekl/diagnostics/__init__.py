@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from . import _autograd, _broadcast, _validate
-from ._report import DiagnosticsReport, evaluate
-from ._results import Values
-from ._statistics import Statistics, collect, merged
+from vaekl import _roads, _validate
+from vaekl._spec import Values
+
+from .report import DiagnosticsReport, evaluate
+from .statistics import Statistics, collect, merged
 
 __all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
 
@@ -35,7 +36,7 @@ class DiagnosticsAccumulator:
     """
 
     def __init__(self, *, batch_dims: int | None = None, backend: str = "auto") -> None:
-        backend = _validate.choice("backend", backend, _validate.BACKENDS)
+        backend = _validate.backend_name(backend)
         if batch_dims is not None:
             batch_dims = _validate.integer("batch_dims", batch_dims, 0, 64)
         self._options: dict[str, Any] = {"batch_dims": batch_dims, "backend": backend}
@@ -60,7 +61,7 @@ class DiagnosticsAccumulator:
         if 0 not in mu.shape[:batch_dims]:
             self._add(_statistics(mu, logvar, **self._options))
         else:
-            _broadcast.to_mu(mu, logvar, None)
+            _validate.broadcast(mu, logvar, None)
         return self
 
     def merge(self, other: DiagnosticsAccumulator) -> DiagnosticsAccumulator:
@@ -132,7 +133,7 @@ def diagnose(
 
 
 def _statistics(mu: Tensor, logvar: Values, batch_dims: int | None, backend: str) -> Statistics:
-    logvar = _broadcast.to_mu(mu, logvar, None)[0]
+    logvar = _validate.broadcast(mu, logvar, None)[0]
     batch_dims = _validate.batch_dims(batch_dims, mu)
     if mu.numel() == 0:
         raise ValueError(f"mu must have at least one element, got shape {tuple(mu.shape)}")
@@ -142,6 +143,6 @@ def _statistics(mu: Tensor, logvar: Values, batch_dims: int | None, backend: str
             raise ValueError(f"{name} must have values, got a {what}")
     backend = _validate.resolve_backend(backend, mu.device)
     mu, logvar = (t.detach().resolve_neg() for t in (mu, logvar))
-    if not _autograd.is_plain(mu, logvar):
+    if _roads.road(mu, logvar) != "direct":
         backend = "eager"  # subclasses, transforms: there may be no memory for a kernel to read
     return collect(mu, logvar, batch_dims, backend)

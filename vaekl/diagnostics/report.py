@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _report_views
-from ._eager import phi
-from ._statistics import Statistics
+from vaekl.backends.eager import phi
+
+from . import views
+from .statistics import Statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,10 +127,10 @@ class DiagnosticsReport:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        return _report_views.verdict(self)
+        return views.verdict(self)
 
     def __str__(self) -> str:
-        return _report_views.text(self)
+        return views.text(self)
 
     def __repr__(self) -> str:
         return f"<DiagnosticsReport of {self.samples} samples: {self.verdict}>"
@@ -149,9 +150,9 @@ class DiagnosticsReport:
             per_dimension: Also every dimension of ``kl_dims``, ``kl_of_mean_dims``,
                 ``aggregate_kl_dims``, ``information`` and ``var_mu``, as ``"kl_dims/0"``.
         """
-        result = {name: float(getattr(self, name)) for name in _report_views.TOTALS}
+        result = {name: float(getattr(self, name)) for name in views.TOTALS}
         if per_dimension:
-            for name in _report_views.PER_DIMENSION:
+            for name in views.PER_DIMENSION:
                 values = getattr(self, name).flatten().tolist()
                 result |= {f"{name}/{i}": value for i, value in enumerate(values)}
         return result
@@ -166,7 +167,7 @@ class DiagnosticsReport:
             TypeError, ValueError: ``most`` is no number of bars.
             ModuleNotFoundError: matplotlib is not installed.
         """
-        return _report_views.figure(self, most)
+        return views.figure(self, most)
 
 
 def evaluate(s: Statistics) -> DiagnosticsReport:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import functional
-from ._attributes import CLAMP
-from ._noise import draw_key
+from vaekl import functional
+from vaekl._noise import draw_key
+from vaekl._spec import Source, Terms
+
+from .attributes import CLAMP
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -48,13 +50,13 @@ def _of_one(
     device = parameters.device
     if isinstance(generator, torch.Generator) and generator.device.type == "cpu" != device.type:
         if device.type == "cuda":  # the key that the generator would give for tensors of the CPU
-            seed, generator = draw_key(generator.device, generator, None)[0], None
+            seed, generator = draw_key(generator.device, Source(generator)).seed, None
         else:
             shape = parameters.chunk(2, dim=1)[0].shape
             eps, generator = torch.randn(shape, generator=generator, dtype=parameters.dtype), None
             eps = eps.to(device)
+    packed, terms = functional.Packed(parameters, 1, eps), Terms(True, reduction)
     z, kl, _ = functional.compute_moments(
-        parameters, dim=1, reduction=reduction, noise=(eps, generator, seed), clamp=CLAMP,
-        backend="auto",
-    )  # fmt: skip
+        packed, Source(generator, seed), terms, None, CLAMP, "auto"
+    )
     return given(z), kl

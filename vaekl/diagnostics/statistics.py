@@ -12,15 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._eager import phi
-from ._options import LOGVAR_RANGE, sizes
+from vaekl import backends
+from vaekl._spec import sizes
 
 #: What the sums are of, with s = mu[0] as the shift: a variance from plain sums of squares would
 #: cancel where the mean is large. The last row is the shift itself.
 ROWS = ("mu - s", "(mu - s)^2", "logvar", "exp(logvar)", "phi(logvar)",
         "mu not finite", "logvar not finite", "logvar outside", "s")  # fmt: skip
-
-_CHUNK = 2**20  # elements that the eager backend widens to float64 at a time
 
 
 class Statistics(NamedTuple):
@@ -41,19 +39,9 @@ class Statistics(NamedTuple):
 def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statistics:
     """The statistics of one batch of at least one sample; waits for the device.
 
-    For a kernel mu and logvar are plain tensors, as ``_autograd.is_plain`` has it.
+    For a kernel mu and logvar are plain tensors, as the direct road of ``_roads`` has it.
     """
-    # Imported by statements, as in _calls.
-    if backend == "triton":
-        from . import _statistics_triton
-
-        sums = _statistics_triton.sums(mu, logvar, batch_dims)
-    elif backend == "cpu":
-        from . import _statistics_cpu
-
-        sums = _statistics_cpu.sums(mu, logvar, batch_dims)
-    else:
-        sums = _sums(mu, logvar, batch_dims)
+    sums = backends.get(backend).statistics(mu, logvar, batch_dims)
     n = sizes(mu.shape, batch_dims)[0]
     shifted, squares, logvar_sum, exp_sum, phi_sum, *counts, shift = sums.cpu()
     return Statistics(
@@ -86,22 +74,3 @@ def merged(a: Statistics, b: Statistics) -> Statistics:
         *(of_a * x + of_b * y for x, y in zip(a[5:7], b[5:7])),  # which may be inf
         *(x + y for x, y in zip(a[7:], b[7:])),
     )
-
-
-def _sums(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
-    """The eager backend."""
-    batch, event = sizes(mu.shape, batch_dims)
-    if mu.device.type not in ("cpu", "cuda"):  # some have no float64
-        mu, logvar = mu.cpu(), logvar.cpu()
-    rows = max(_CHUNK // event, 1)
-    shift = mu.reshape(batch, event)[:1].double()
-    low, high = LOGVAR_RANGE
-    total = torch.zeros(len(ROWS) - 1, event, dtype=torch.float64, device=mu.device)
-    for m, v in zip(mu.reshape(batch, event).split(rows), logvar.reshape(batch, event).split(rows)):
-        m, v = m.double(), v.double()
-        finite = v.isfinite()
-        shifted, outside = m - shift, finite & ((v < low) | (v > high))
-        terms = (shifted, shifted * shifted, v, v.exp(), phi(v), ~m.isfinite(), ~finite, outside)
-        # Not in place: under vmap the terms may be batched, total is not yet.
-        total = total + torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
-    return torch.cat([total, shift])

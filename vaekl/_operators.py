@@ -1,0 +1,185 @@
+"""The two operators: schemas, fakes, and calls of them.
+
+An operator takes and gives lists of tensors, and the Spec, as text, says which they are: a new
+operand, output or option changes no schema. Packed moments are one tensor in place of two, of which
+forward reads two views and backward writes both halves: strides are all that packing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _plans, _registry, _validate, backends
+from ._spec import (
+    Into,
+    Needs,
+    Operands,
+    Outputs,
+    Saved,
+    Source,
+    Spec,
+    compute_dtype,
+    from_text,
+    halves,
+    sample_dtype,
+    sizes,
+    to_text,
+)
+from .backends.memory import empty_like
+
+#: (mu, logvar, eps) or, packed, (moments, None, eps); eps is None where it is drawn.
+Storage = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def operands(spec: Spec, storage: Storage) -> Operands:
+    """Views of the tensors that were handed in."""
+    if type(storage) is Operands:
+        return storage
+    first, second, eps = storage
+    if spec.packed is None and second is not None:
+        return Operands(first, second, eps)
+    mu, scale = halves(first, spec.packed or 0)
+    return Operands(mu, scale, eps)
+
+
+def stored(spec: Spec, present: Sequence[Any]) -> Any:
+    """A storage, or what there is of each tensor of one, from a list of those that there are."""
+    eps = present[-1] if spec.has_eps else None
+    return present[0], None if spec.packed is not None else present[1], eps
+
+
+def _wanted(spec: Spec) -> tuple[bool, ...]:
+    """Which of Outputs and Saved there are."""
+    is_drawn, has_means = spec.sample and not spec.has_eps, spec.mean_over is not None
+    keeps_noise = backends.keeps_noise(spec.backend)
+    of_noise = (is_drawn and not keeps_noise, has_means, is_drawn and keeps_noise)
+    return spec.sample, spec.reduction is not None, has_means, *of_noise
+
+
+def named(spec: Spec, results: Sequence[Tensor | None]) -> tuple[Outputs, Saved]:
+    """An operator's results, None between them for what is not wanted."""
+    left = iter(results)
+    z, kl, kl_of_mean, key, means, noise = [
+        next(left) if is_wanted else None for is_wanted in _wanted(spec)
+    ]
+    return Outputs(z, kl, kl_of_mean), Saved(key, means, noise)
+
+
+def call_forward(spec: Spec, storage: Storage, source: Source) -> tuple[Outputs, Saved]:
+    """By the operator."""
+    tensors = [t for t in storage if t is not None]
+    return named(spec, torch.ops.vaekl.reparameterize_kl(tensors, *source, to_text(spec)))
+
+
+def call_backward(
+    spec: Spec, storage: Storage, saved: Saved, upstream: Outputs, needs: Needs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    there = [(t, need) for t, need in zip(storage, needs) if t is not None]
+    tensors, given = [t for t, _ in there], [need for _, need in there]
+    results = torch.ops.vaekl.reparameterize_kl_backward(
+        tensors, list(upstream), list(saved), to_text(spec), given
+    )
+    left = iter(results)
+    found = [next(left) if is_given else None for is_given in _given(spec, upstream.z, given)]
+    first, second, eps = stored(spec, found)
+    return first, second, eps
+
+
+def backward(
+    spec: Spec, storage: Storage, saved: Saved, upstream: Outputs, needs: Needs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of the storage by the backend; of packed moments in one tensor, and no copy."""
+    x = operands(spec, storage)
+    if spec.packed is None:
+        return _plans.backward(spec, x, saved, upstream, needs)
+    moments = storage[0]
+    whole = into = None
+    if needs.mu:
+        whole = empty_like(moments, moments.dtype)
+        into = Into(*halves(whole, spec.packed))
+    both = Needs(needs.mu, needs.mu, needs.eps)
+    return whole, None, _plans.backward(spec, x, saved, upstream, both, into).eps
+
+
+def _forward_operator(
+    storage: list[Tensor], generator: torch.Generator | None, seed: int | None, text: str
+) -> list[Tensor]:
+    spec = from_text(text)
+    x = operands(spec, stored(spec, storage))
+    _validate.parameters(x, spec.batch_dims)  # a program may be wrong for a kind that is known
+    results = _plans.forward(spec, x, Source(generator, seed))
+    return [t for part in results for t in part if t is not None]
+
+
+def _forward_fake(
+    storage: list[Tensor], generator: torch.Generator | None, seed: int | None, text: str
+) -> list[Tensor]:
+    spec = from_text(text)
+    x = operands(spec, stored(spec, storage))
+    mu, dtype = x.mu, compute_dtype(*x)
+    batch, event = sizes(mu.shape, spec.batch_dims)
+    rows = mu.shape[: spec.batch_dims] if spec.reduction == "none" else ()
+    means = (2, event) if spec.mean_over == "batch" else (2,)
+    results = (
+        torch.empty_like(mu, dtype=sample_dtype(*x)),
+        mu.new_empty(rows, dtype=dtype),
+        mu.new_empty((), dtype=dtype),
+        mu.new_empty(2, dtype=torch.int64),
+        mu.new_empty(means, dtype=dtype),
+        mu.new_empty((batch, event), dtype=dtype),
+    )
+    return [t for t, is_wanted in zip(results, _wanted(spec)) if is_wanted]
+
+
+def _backward_operator(
+    storage: list[Tensor],
+    upstream: list[Tensor | None],
+    saved: list[Tensor | None],
+    text: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    spec = from_text(text)
+    given = Needs(*(bool(need) for need in stored(spec, needs)))
+    results = Saved(*saved), Outputs(*upstream)
+    found = backward(spec, stored(spec, storage), *results, given)
+    return [t for t in found if t is not None]
+
+
+def _backward_fake(
+    storage: list[Tensor],
+    upstream: list[Tensor | None],
+    saved: list[Tensor | None],
+    text: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients look like what they are of."""
+    return [
+        torch.empty_like(t)
+        for t, need in zip(storage, _given(from_text(text), upstream[0], needs))
+        if need
+    ]
+
+
+def _given(spec: Spec, dz: Tensor | None, needs: Sequence[bool]) -> list[bool]:
+    """Which gradients the backward operator gives: that of eps comes from dz alone."""
+    return [*needs[:-1], needs[-1] and (dz is not None or not spec.has_eps)]
+
+
+_registry.define(
+    "reparameterize_kl",
+    "(Tensor[] storage, Generator? generator, SymInt? seed, str spec) -> Tensor[]",
+    (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+    _forward_operator,
+    _forward_fake,
+)
+_registry.define(
+    "reparameterize_kl_backward",
+    "(Tensor[] storage, Tensor?[] upstream, Tensor?[] saved, str spec, bool[] needs) -> Tensor[]",
+    (torch.Tag.pt2_compliant_tag,),
+    _backward_operator,
+    _backward_fake,
+)

@@ -1,0 +1,209 @@
+"""The data of a call, which every layer below the public functions speaks in."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Where exp(logvar) is of use in float32; implementations of VAEs clamp logvar to it.
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class Operands(NamedTuple):
+    """The tensors of a call, of one shape."""
+
+    mu: Tensor  # [*batch, *event]
+    scale: Tensor  # logvar
+    eps: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    """Of the operands; None where not needed."""
+
+    mu: Tensor | None = None
+    scale: Tensor | None = None
+    eps: Tensor | None = None
+
+
+class Needs(NamedTuple):
+    """Which of the gradients are needed."""
+
+    mu: bool
+    scale: bool
+    eps: bool
+
+
+class Into(NamedTuple):
+    """Where the caller wants both gradients written, [*batch, *event] in the dtype of mu."""
+
+    mu: Tensor
+    scale: Tensor
+
+
+class Outputs(NamedTuple):
+    """What a call gives, or its upstream gradients; None for what is not wanted."""
+
+    z: Tensor | None = None  # [*batch, *event]
+    kl: Tensor | None = None  # [] or, for reduction "none", [*batch]
+    kl_of_mean: Tensor | None = None  # []
+
+
+class Saved(NamedTuple):
+    """What backward needs beside the operands."""
+
+    key: Tensor | None = None  # of the noise that was drawn, int64[2]: (seed, offset)
+    means: Tensor | None = None  # of mu and logvar, [2, D] or, over all elements, [2]
+    noise: Tensor | None = None  # [B, D], of a backend that keeps it in place of a key
+
+
+class Source(NamedTuple):
+    """Where noise that is not given comes from; torch's own generator if neither says."""
+
+    generator: torch.Generator | None = None
+    seed: int | None = None
+
+
+class Key(NamedTuple):
+    """Of the noise stream: on the host, or int64[2] on the device."""
+
+    seed: int
+    offset: int
+    on_device: Tensor | None = None
+
+
+class Terms(NamedTuple):
+    """Which outputs a call wants."""
+
+    sample: bool = False  # z
+    reduction: str | None = None  # of kl: "none", "sum", "batchmean", "mean"; None: no kl
+    mean_over: str | None = None  # of kl_of_mean: "batch", "all"; None: no kl_of_mean
+
+
+class Spec(NamedTuple):
+    """All of a call that is no tensor: a key of the plans, and as text the operators' argument."""
+
+    sample: bool
+    reduction: str | None
+    mean_over: str | None
+    batch_dims: int
+    clamp: tuple[float, float] | None  # bounds on logvar
+    backend: str
+    has_eps: bool = False
+    packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
+
+
+def to_text(spec: Spec) -> str:
+    """What ``from_text`` makes the same Spec of. (Plain formatting: torch.compile traces it.)"""
+    sample, reduction, mean_over, batch_dims, clamp, backend, has_eps, packed = spec
+    lo, hi = (None, None) if clamp is None else clamp
+    return f"{sample};{reduction};{mean_over};{batch_dims};{lo};{hi};{backend};{has_eps};{packed}"
+
+
+@lru_cache(maxsize=1024)
+def from_text(text: str) -> Spec:
+    """The Spec that an operator was given."""
+    sample, reduction, mean_over, batch_dims, lo, hi, backend, has_eps, packed = (
+        None if word == "None" else word for word in text.split(";")
+    )
+    clamp = None if lo is None or hi is None else (float(lo), float(hi))
+    return Spec(
+        sample == "True",
+        reduction,
+        mean_over,
+        int(batch_dims or 0),
+        clamp,
+        str(backend),
+        has_eps == "True",
+        None if packed is None else int(packed),
+    )
+
+
+def halves(moments: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """mu and logvar, as views."""
+    half = moments.shape[dim] // 2
+    return moments.narrow(dim, 0, half), moments.narrow(dim, half, half)
+
+
+def sizes(shape: torch.Size, batch_dims: int) -> tuple[int, int]:
+    """(B, D): number of samples and elements per event."""
+    return math.prod(shape[:batch_dims]), math.prod(shape[batch_dims:])
+
+
+def kl_denominator(reduction: str | None, batch: int, event: int) -> int:
+    """What the sum over all samples is divided by."""
+    return {"batchmean": batch, "mean": batch * event}.get(reduction or "", 1)
+
+
+def sample_dtype(mu: Tensor, *others: Any) -> torch.dtype:
+    """The dtype of mu + exp(logvar / 2) * eps, of whichever of these are tensors.
+
+    As torch.result_type, which torch.compile does not know: scalars count only beside others.
+    """
+    dtype = mu.dtype
+    for value in others:
+        if isinstance(value, Tensor) and value.dtype is not dtype:
+            if value.dim() or not mu.dim():
+                dtype = torch.promote_types(dtype, value.dtype)
+    return dtype
+
+
+def compute_dtype(mu: Tensor, logvar: Tensor, eps: Tensor | None) -> torch.dtype:
+    """float64 if any input is, else float32; also the dtype of kl and kl_of_mean."""
+    wide = torch.float64
+    if mu.dtype is wide or logvar.dtype is wide or (eps is not None and eps.dtype is wide):
+        return wide
+    return torch.float32
+
+
+# What the public functions take and return, for type checkers.
+
+Clamp = tuple[float | None, float | None] | None
+Values = Tensor | float  # as many as mu has, or fewer that broadcast to it
+
+
+class ModuleOptions(TypedDict, total=False):
+    """Keyword arguments of ``nn.ReparameterizeKL`` on which no type of a result depends."""
+
+    reduction: str
+    mean_over: str
+    batch_dims: int | None
+    clamp: Clamp
+    backend: str
+
+
+class CallOptions(ModuleOptions, total=False):
+    """Those of ``reparameterize_kl`` and ``reparameterize_kl_moments``."""
+
+    eps: Values | None
+    generator: torch.Generator | None
+    seed: int | None
+
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    OfMean = TypeVar("OfMean", bound=Tensor | None, default=Tensor | None, covariant=True)
+
+    # Generic for type checkers alone: torch takes only a plain named tuple apart.
+    class ReparamKL(NamedTuple, Generic[OfMean]):
+        """``ReparamKL[Tensor]``, or ``ReparamKL[None]`` of ``kl_of_mean=False``."""
+
+        z: Tensor
+        kl: Tensor
+        kl_of_mean: OfMean
+else:
+
+    class ReparamKL(NamedTuple):
+        """What :func:`reparameterize_kl` returns."""
+
+        z: Tensor
+        """The sample, of mu's shape."""
+        kl: Tensor
+        """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
+        kl_of_mean: Tensor | None
+        """KL of the mean parameters in nats; None if not asked for."""

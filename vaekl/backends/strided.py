@@ -1,0 +1,218 @@
+"""What launchers of kernels share: tensors that three strides each describe, copies of others,
+and memory for gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaekl._spec import Gradients, Into, Needs, Operands, Outputs, Saved, Source, Spec
+
+from . import Backward, Forward, PlanBackward, PlanForward, layout
+from .memory import allocator
+
+Strides = tuple[int, ...]
+
+_NO_STRIDES = (0, 0, 0)
+
+
+class Arrangement(NamedTuple):
+    """A common view, and (row, outer, inner) of each tensor, zeros for one that is absent."""
+
+    view: layout.View
+    strides: list[tuple[int, int, int]]
+    like_mu: bool = False  # every gradient has its layout, not that of its own input
+    dkl_row: int = 0  # stride of the upstream gradient of kl
+
+
+def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
+    return tuple(t.stride() for t in tensors if t is not None)
+
+
+def _arrange(
+    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], mu: Tensor, batch_dims: int
+) -> Arrangement | None:
+    tensors = [*inputs, *outputs]
+    view = layout.view(tuple(mu.shape), batch_dims, _strides(tensors))
+    if view is None:
+        return None
+    strides = iter(view.strides)
+    return Arrangement(view, [_NO_STRIDES if t is None else next(strides) for t in tensors])
+
+
+def _are_rows(x: Operands, batch_dims: int) -> bool:
+    """Contiguous [B, D], as most are? So is then what is allocated like them."""
+    mu, scale, eps = x
+    return (
+        batch_dims == 1
+        and mu.dim() == 2
+        and mu.is_contiguous()
+        and scale.is_contiguous()
+        and (eps is None or eps.is_contiguous())
+    )
+
+
+def _rows(mu: Tensor, present: tuple[bool, ...]) -> Arrangement:
+    batch, event = mu.shape
+    strides = (event, 0, 1)
+    view = layout.rows(batch, event, sum(present))
+    return Arrangement(view, [strides if is_there else _NO_STRIDES for is_there in present])
+
+
+def arrange_forward(spec: Spec, x: Operands) -> Arrangement | None:
+    """Of mu, scale, eps, z; None where a tensor has to be copied first."""
+    if _are_rows(x, spec.batch_dims):
+        return _rows(x.mu, (True, True, x.eps is not None, spec.sample))
+    z = torch.empty_like(x.mu) if spec.sample else None
+    return _arrange(x, [z], x.mu, spec.batch_dims)
+
+
+def arrange_inputs(mu: Tensor, logvar: Tensor, batch_dims: int) -> Arrangement | None:
+    """Of mu and logvar; None where a tensor has to be copied first."""
+    return _arrange([mu, logvar], [], mu, batch_dims)
+
+
+def arrange_backward(
+    spec: Spec, x: Operands, upstream: Outputs, needs: Needs, into: Into | None
+) -> Arrangement | None:
+    """Of x, dz and the gradients of x; None where a tensor has to be copied first."""
+    mu, batch_dims = x.mu, spec.batch_dims
+    dz, dkl = upstream.z, upstream.kl
+    dkl_row, wide = 0, False
+    if dkl is not None and spec.reduction == "none":
+        rows = layout.view(tuple(dkl.shape), batch_dims, (dkl.stride(),))
+        if rows is None:
+            return None
+        dkl_row, wide = rows.strides[0][0], rows.wide
+    is_number = dz is not None and not any(dz.stride())  # one for all, as of sum().backward()
+    if (
+        into is None
+        and not wide
+        and _are_rows(x, batch_dims)
+        and (dz is None or is_number or dz.is_contiguous())
+    ):
+        inputs_there = (True, True, x.eps is not None, dz is not None and not is_number)
+        rows_of = _rows(mu, (*inputs_there, needs.mu, needs.scale, needs.eps and x.eps is not None))
+        return rows_of._replace(dkl_row=dkl_row)
+    # Each gradient has the layout of its input, or else that of mu.
+    for like_mu in (False, True):
+        models = [mu] * 3 if like_mu else x
+        likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
+        if into is not None:
+            likes[:2] = into
+        found = _arrange([*x, dz], likes, mu, batch_dims)
+        if found is not None:
+            view = found.view._replace(wide=found.view.wide or wide)
+            return found._replace(view=view, like_mu=like_mu, dkl_row=dkl_row)
+    return None
+
+
+def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
+    """Shape and strides of a contiguous tensor, for torch.empty_strided.
+
+    It takes less of the host's time than torch.empty; torch.empty_like of an expanded tensor may
+    keep strides of 0.
+    """
+    if len(shape) < 2:
+        return tuple(shape), (1,) * len(shape)
+    return tuple(shape), torch.empty(shape, device="meta").stride()
+
+
+class GradientMemory:
+    """Allocates the gradients that are needed."""
+
+    def __init__(self, x: Operands, needs: Needs, like_mu: bool) -> None:
+        self.like_mu = like_mu
+        self.mu, self.scale, self.eps = (
+            allocator(x.mu if like_mu else t, t.dtype) if need and t is not None else None
+            for t, need in zip(x, needs)
+        )
+
+    def __call__(self, x: Operands, into: Into | None) -> Gradients:
+        """Those of mu and scale are `into`, where the caller has allocated them."""
+        mu, scale, eps = x
+        d_mu = d_scale = d_eps = None
+        if into is not None:
+            d_mu, d_scale = into
+        else:
+            if self.mu is not None:
+                d_mu = self.mu(mu)
+            if self.scale is not None:
+                d_scale = self.scale(mu if self.like_mu else scale)
+        if self.eps is not None and eps is not None:
+            d_eps = self.eps(mu if self.like_mu else eps)
+        return Gradients(d_mu, d_scale, d_eps)
+
+
+def arranged(x: Operands, dz: Tensor | None, batch_dims: int) -> tuple[Operands, Tensor | None]:
+    """Copies of those tensors that three strides cannot describe together with the ones before
+    them; the rest as they are.
+    """
+    first, shape = x.mu, tuple(x.mu.shape)
+    model = torch.empty_like(first)
+    if layout.view(shape, batch_dims, _strides([first, model])) is None:
+        model = first = first.contiguous()
+    kept = [model, first]
+
+    def fit(tensor: Tensor) -> Tensor:
+        if layout.view(shape, batch_dims, _strides([*kept, tensor])) is None:
+            tensor = torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
+        kept.append(tensor)
+        return tensor
+
+    scale = fit(x.scale)
+    eps = None if x.eps is None else fit(x.eps)
+    return Operands(first, scale, eps), None if dz is None else fit(dz)
+
+
+def _restored(
+    result: Tensor | None, model: Tensor | None, into: Tensor | None = None
+) -> Tensor | None:
+    """A result for copied inputs, in the memory format of what came in or where it is wanted."""
+    if result is None or model is None:
+        return result
+    if into is not None:
+        return into.copy_(result)
+    return torch.empty_like(model, dtype=result.dtype).copy_(result)
+
+
+def forward_of_copies(spec: Spec, plan: PlanForward) -> Forward:
+    """A backend's forward where three strides cannot describe some tensor."""
+    planned: list[Forward] = []
+
+    def run(x: Operands, source: Source) -> tuple[Outputs, Saved]:
+        copies, _ = arranged(x, None, spec.batch_dims)
+        if not planned:
+            planned.append(plan(spec, copies))
+        outputs, saved = planned[0](copies, source)
+        return outputs._replace(z=_restored(outputs.z, x.mu)), saved
+
+    return run
+
+
+def backward_of_copies(
+    spec: Spec,
+    needs: Needs,
+    plan: PlanBackward,
+) -> Backward:
+    """A backend's backward where three strides cannot describe some tensor."""
+    planned: list[Backward] = []
+
+    def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
+        copies, dz = arranged(x, upstream.z, spec.batch_dims)
+        dkl = None if upstream.kl is None else upstream.kl.contiguous()
+        given = Outputs(dz, dkl, upstream.kl_of_mean)
+        if not planned:
+            planned.append(plan(spec, copies, given, needs, None))
+        found = planned[0](copies, saved, given, None)
+        return Gradients(
+            _restored(found.mu, x.mu, None if into is None else into.mu),
+            _restored(found.scale, x.scale, None if into is None else into.scale),
+            _restored(found.eps, x.eps),
+        )
+
+    return run

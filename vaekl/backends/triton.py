@@ -1,0 +1,276 @@
+"""The Triton backend: tensors to kernel arguments, one launch each way.
+
+A plan is all that sizes, strides, dtypes and options decide; it allocates, and launches the kernel
+that its first call compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vaekl._noise import draw_key
+from vaekl._spec import (
+    LOGVAR_RANGE,
+    Gradients,
+    Into,
+    Needs,
+    Operands,
+    Outputs,
+    Saved,
+    Source,
+    Spec,
+    compute_dtype,
+    kl_denominator,
+    sample_dtype,
+)
+from vaekl.kernels import statistics as columns
+from vaekl.kernels.backward import backward_kernel
+from vaekl.kernels.forward import counter_count, forward_kernel, scratch_size
+from vaekl.kernels.statistics import SUMS, statistics_kernel
+
+from . import Backward, Forward, interpreting, layout, told
+from .memory import allocator
+from .strided import (
+    Arrangement,
+    GradientMemory,
+    arrange_backward,
+    arrange_forward,
+    arrange_inputs,
+    arranged,
+    backward_of_copies,
+    dense,
+    forward_of_copies,
+)
+from .workspace import workspaces
+
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def why_not(device: str) -> str | None:
+    """Load Triton's driver, for which it compiles C; what is wrong with it."""
+    if device != "cuda" or interpreting():
+        return None
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        return f"needs triton with a driver and a C compiler, and its start raises {told(error)}"
+    return None
+
+
+@lru_cache
+def _warp_size() -> int:
+    """32 on NVIDIA, 64 on AMD's data-centre GPUs; any number under the interpreter."""
+    if triton.knobs.runtime.interpret:
+        return 32
+    return int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+# Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
+_FORWARD_ANYWHERE = (0, 1, 2)  # mu, logvar, eps
+_BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: state, means
+_INTO = (8, 9)  # dmu, dlogvar
+
+
+class Launch:
+    """A kernel with all but its tensors and its key fixed."""
+
+    def __init__(self, kernel: Any, grid: layout.Grid, fixed: Sequence[Any]) -> None:
+        self.kernel = kernel
+        self.grid = (grid.tiles, grid.ranges, 1)
+        self.fixed = (*fixed, grid.block_rows, grid.block_cols)
+        # FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
+        warps = max(1, grid.threads // _warp_size())
+        self.options = {"num_warps": warps, "enable_fp_fusion": True}
+        self.compiled: Any = None
+
+    def __call__(
+        self, tensors: Sequence[Tensor | None], anywhere: Sequence[int], *key: int
+    ) -> None:
+        """Launch on the current stream; `key` is what follows the tensors.
+
+        The tensors `anywhere` are the caller's, or have been through its hooks, and may lie at any
+        address; the others are allocated for the call. For pointers that are not 16-byte aligned
+        Triton compiles another kernel; those take its ordinary launch, which finds it. Nothing else
+        that a kernel is compiled for is left open by a plan.
+        """
+        address = 0
+        for i in anywhere:
+            tensor = tensors[i]
+            if tensor is not None:
+                address |= tensor.data_ptr()
+        try:
+            if self.compiled is not None and address % 16 == 0:
+                self.compiled(*tensors, *key, *self.fixed)
+            else:
+                compiled = self.kernel[self.grid](*tensors, *key, *self.fixed, **self.options)
+                if compiled is not None and address % 16 == 0:  # the interpreter compiles nothing
+                    self.compiled = compiled[self.grid]
+        except BaseException:
+            workspaces.forget()
+            raise
+
+
+def is_elsewhere(tensor: Tensor) -> bool:
+    """On a CUDA device that is not the current one: nothing may be launched there as it stands."""
+    return tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
+
+
+def _size_args(view: layout.View, grid: layout.Grid, spec: Spec) -> list[Any]:
+    """lo, hi, B, D, inner, rows_per_range, kl_denominator."""
+    return [
+        *(spec.clamp or (0.0, 0.0)),
+        view.batch,
+        view.event,
+        view.inner,
+        grid.rows_per_range,
+        kl_denominator(spec.reduction, view.batch, view.event),
+    ]
+
+
+def _flag_args(view: layout.View, dtype: torch.dtype, spec: Spec) -> list[Any]:
+    """CLAMP, SPLIT_EVENT, WIDE, DTYPE."""
+    return [spec.clamp is not None, view.split, view.wide, _TRITON_DTYPES[dtype]]
+
+
+class _ForwardPlan:
+    """Forward of tensors like these."""
+
+    def __init__(self, spec: Spec, arrangement: Arrangement, x: Operands) -> None:
+        self.dtype = compute_dtype(*x)
+        view = arrangement.view
+        grid = layout.grid(view.batch, view.event, layout.current_config())
+        per_row = spec.reduction == "none"
+        split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
+        fixed = [
+            *_size_args(view, grid, spec),
+            *chain(*arrangement.strides),
+            per_row,
+            spec.mean_over or "none",
+            split_rows,
+            split_cols,
+            *_flag_args(view, self.dtype, spec),
+        ]
+        self.launch = Launch(forward_kernel, grid, fixed)
+        self.new_z: Callable[[Tensor], Tensor] | None = None
+        if spec.sample:
+            self.new_z = allocator(x.mu, sample_dtype(*x))
+        self.kl = self.means = None
+        if spec.reduction is not None:
+            self.kl = dense(x.mu.shape[: spec.batch_dims] if per_row else ())
+        if spec.mean_over is not None:
+            self.means = dense((2, view.event) if spec.mean_over == "batch" else (2,))
+        column_sums = view.event if spec.mean_over == "batch" else 0
+        row_sums = view.batch if per_row else 0
+        self.scratch_size = scratch_size(grid.tiles, grid.ranges, column_sums, row_sums)
+        self.counter_count = counter_count(grid.tiles, grid.ranges)
+
+    def __call__(self, x: Operands, source: Source) -> tuple[Outputs, Saved]:
+        mu, scale, eps = x
+        if is_elsewhere(mu):
+            with torch.cuda.device(mu.device):
+                return self(x, source)
+        device, dtype = mu.device, self.dtype
+        z = kl = kl_of_mean = key = means = on_device = scratch = counters = None
+        seed = offset = 0
+        if self.new_z is not None:
+            z = self.new_z(mu)
+            if eps is None:
+                seed, offset, on_device = draw_key(device, source)
+                key = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
+        if self.kl is not None:
+            kl = torch.empty_strided(*self.kl, dtype=dtype, device=device)
+        if self.means is not None:
+            kl_of_mean = torch.empty_strided((), (), dtype=dtype, device=device)
+            means = torch.empty_strided(*self.means, dtype=dtype, device=device)
+        if self.scratch_size:
+            scratch, counters = workspaces.get(device, dtype, self.scratch_size, self.counter_count)
+        p_key = key if on_device is None else on_device
+        tensors = (mu, scale, eps, z, kl, kl_of_mean, means, key, p_key, scratch, counters)
+        self.launch(tensors, _FORWARD_ANYWHERE, seed, offset, int(on_device is not None))
+        return Outputs(z, kl, kl_of_mean), Saved(key, means)
+
+
+def forward(spec: Spec, x: Operands) -> Forward:
+    """A plan for tensors like these."""
+    arrangement = arrange_forward(spec, x)
+    if arrangement is None:
+        return forward_of_copies(spec, forward)
+    return _ForwardPlan(spec, arrangement, x)
+
+
+def backward(
+    spec: Spec, x: Operands, upstream: Outputs, needs: Needs, into: Into | None
+) -> Backward:
+    """A plan for tensors like these."""
+    arrangement = arrange_backward(spec, x, upstream, needs, into)
+    if arrangement is None:
+        return backward_of_copies(spec, needs, backward)
+    view = arrangement.view
+    grid = layout.grid(view.batch, view.event, layout.current_config())
+    fixed = [
+        *_size_args(view, grid, spec),
+        arrangement.dkl_row,
+        *chain(*arrangement.strides),
+        spec.reduction == "none",
+        spec.mean_over or "none",
+        *_flag_args(view, compute_dtype(*x), spec),
+    ]
+    launch = Launch(backward_kernel, grid, fixed)
+    anywhere = _BACKWARD_ANYWHERE + (() if into is None else _INTO)
+    new_gradients = GradientMemory(x, needs, arrangement.like_mu)
+
+    def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
+        if is_elsewhere(x.mu):
+            with torch.cuda.device(x.mu.device):
+                return run(x, saved, upstream, into)
+        gradients = new_gradients(x, into)
+        launch((*x, *upstream, saved.key, saved.means, *gradients), anywhere)
+        return gradients
+
+    return run
+
+
+def statistics_config() -> layout.Config:
+    """Half a block: sums in float64 fill the registers sooner."""
+    usual = layout.current_config()
+    return replace(usual, tile=usual.tile // 2)
+
+
+def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
+    """The rows of ``diagnostics.statistics.ROWS``, float64 [9, D] on mu's device."""
+    if is_elsewhere(mu):
+        with torch.cuda.device(mu.device):
+            return statistics(mu, logvar, batch_dims)
+    arrangement = arrange_inputs(mu, logvar, batch_dims)
+    if arrangement is None:
+        (mu, logvar, _), _ = arranged(Operands(mu, logvar), None, batch_dims)
+        return statistics(mu, logvar, batch_dims)
+    view = arrangement.view
+    grid = layout.grid(view.batch, view.event, statistics_config())
+    fixed = [
+        *LOGVAR_RANGE,
+        view.batch,
+        view.event,
+        view.inner,
+        grid.rows_per_range,
+        *chain(*arrangement.strides),
+        grid.ranges > 1,
+        view.split,
+        view.wide,
+    ]
+    out = torch.empty(int(SUMS.value) + 1, view.event, dtype=torch.float64, device=mu.device)
+    scratch = counters = None
+    size = columns.scratch_size(grid.ranges, view.event)
+    if size:
+        scratch, counters = workspaces.get(mu.device, torch.float64, size, grid.tiles)
+    Launch(statistics_kernel, grid, fixed)((mu, logvar, out, scratch, counters), (0, 1))
+    return out
