@@ -164,9 +164,9 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
 
 
 def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor) -> None:
-    clamp = (-30.0, 20.0) if variant.clamp else None
+    form = ("clamped", (-30.0, 20.0)) if variant.clamp else ("logvar", None)
     terms = variant.sample, variant.reduction, variant.mean_over
-    spec = Spec(*terms, 1, clamp, "triton", variant.given)
+    spec = Spec(*terms, 1, *form, "triton", variant.given)
     x = Operands(mu, logvar, eps if variant.given else None)
     (z, kl, kl_of_mean), saved = _plans.forward(spec, x, Source(seed=1))
     upstream = Outputs(*(

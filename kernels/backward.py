@@ -8,17 +8,17 @@ s = exp(l / 2), the means m', l' that forward kept, and n = B ("batch") or B D (
     kl_of_mean = sum k(m', l')     d/dm = m' / n        d/dl = (e^l' - 1) / (2 n)
 
     dmu     = dz + g_b m + h m' / n
-    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  0 at clamp's bounds and beyond
+    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  dscale from it: ``forms``
     deps    = dz s
 
-Saved by forward: mu, logvar (and eps if given) by reference, the noise key, the means. Reads mu,
-logvar, dz (and eps); writes what is asked for. A pointer that is None drops its term or output.
+Saved by forward: mu, the scale (and eps if given) by reference, the noise key, the means. Reads mu,
+scale, dz (and eps); writes what is asked for. A pointer that is None drops its term or output.
 """
 
 import triton
 import triton.language as tl
 
-from .gaussian import clamp, divide, exp_terms, expm1, is_between
+from .gaussian import divide, exp_terms, expm1
 from .philox import normal_tile
 from .tile import offsets, program
 
@@ -30,7 +30,7 @@ from .tile import offsets, program
 )
 def backward_kernel(
     p_mu,  # [B, D]
-    p_logvar,  # [B, D]
+    p_scale,  # [B, D], in the form of LOGVAR and GRADIENT
     p_eps,  # [B, D], or None: drawn in forward, drawn again here
     p_dz,  # [B, D] or None
     p_dkl,  # [B] if PER_ROW, else [], or None
@@ -38,9 +38,9 @@ def backward_kernel(
     p_state,  # int64[2]: the noise key that forward used
     p_means,  # [2, D] for "batch", [2] for "all"
     p_dmu,  # [B, D], or None: not wanted
-    p_dlogvar,  # [B, D], or None
+    p_dscale,  # [B, D], or None
     p_deps,  # [B, D], or None
-    lo: tl.float64,  # clamp bounds on logvar, if CLAMP
+    lo: tl.float64,  # bounds on logvar, for LOGVAR and GRADIENT
     hi: tl.float64,
     B,
     D,
@@ -49,15 +49,16 @@ def backward_kernel(
     kl_denominator,
     dkl_row,
     mu_row, mu_outer, mu_inner,
-    logvar_row, logvar_outer, logvar_inner,
+    scale_row, scale_outer, scale_inner,
     eps_row, eps_outer, eps_inner,
     dz_row, dz_outer, dz_inner,
     dmu_row, dmu_outer, dmu_inner,
-    dlogvar_row, dlogvar_outer, dlogvar_inner,
+    dscale_row, dscale_outer, dscale_inner,
     deps_row, deps_outer, deps_inner,
     PER_ROW: tl.constexpr,
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
-    CLAMP: tl.constexpr,
+    LOGVAR: tl.constexpr,  # of the scale: functions of forms.py
+    GRADIENT: tl.constexpr,
     SPLIT_EVENT: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
@@ -67,7 +68,7 @@ def backward_kernel(
     col = program(0, WIDE) * BLOCK_COLS
     o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
-    DRAW: tl.constexpr = p_dz is not None and p_dlogvar is not None and p_eps is None
+    DRAW: tl.constexpr = p_dz is not None and p_dscale is not None and p_eps is None
 
     if DRAW:
         seed = tl.load(p_state)
@@ -111,17 +112,12 @@ def backward_kernel(
             o_dmu = offsets(o_row, o_col, inner, dmu_row, dmu_outer, dmu_inner, SPLIT_EVENT)
             tl.store(p_dmu + o_dmu, b_dmu, m_tile)
 
-        if p_dlogvar is not None or p_deps is not None:
-            o_logvar = offsets(
-                o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT
-            )
-            b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(DTYPE)
-            b_unclamped = b_logvar
-            if CLAMP:
-                b_logvar = clamp(b_logvar, lo, hi)
-            b_std, b_expm1, _ = exp_terms(b_logvar)
+        if p_dscale is not None or p_deps is not None:
+            o_scale = offsets(o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT)
+            b_scale = tl.load(p_scale + o_scale, m_tile, 0.0).to(DTYPE)
+            b_std, b_expm1, _ = exp_terms(LOGVAR(b_scale, None, lo, hi))
 
-        if p_dlogvar is not None:
+        if p_dscale is not None:
             b_dlogvar = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
             if p_dz is not None:
                 if DRAW:
@@ -134,13 +130,11 @@ def backward_kernel(
                 b_dlogvar += b_dkl * b_expm1
             if p_dkl_of_mean is not None:
                 b_dlogvar += b_dlogvar_of_mean
-            b_dlogvar = 0.5 * b_dlogvar
-            if CLAMP:
-                b_dlogvar = tl.where(is_between(b_unclamped, lo, hi), b_dlogvar, 0.0)
-            o_dlogvar = offsets(
-                o_row, o_col, inner, dlogvar_row, dlogvar_outer, dlogvar_inner, SPLIT_EVENT
+            b_dscale = GRADIENT(0.5 * b_dlogvar, b_scale, lo, hi)
+            o_dscale = offsets(
+                o_row, o_col, inner, dscale_row, dscale_outer, dscale_inner, SPLIT_EVENT
             )
-            tl.store(p_dlogvar + o_dlogvar, b_dlogvar, m_tile)
+            tl.store(p_dscale + o_dscale, b_dscale, m_tile)
 
         if p_deps is not None:
             o_deps = offsets(o_row, o_col, inner, deps_row, deps_outer, deps_inner, SPLIT_EVENT)

@@ -7,7 +7,7 @@ With phi(l) = e^l - 1 - l, k(m, l) = (m^2 + phi(l)) / 2 in nats, and eps of ``ph
     kl_of_mean  = sum_j k(mean_b mu[b, j], mean_b logvar[b, j])            MEAN_OVER = "batch"
                 = k(mean_bj mu, mean_bj logvar)                             MEAN_OVER = "all"
 
-Reads mu, logvar (eps if given); writes z; of size D or B only the means and kl rows.
+Reads mu, the scale (eps if given); writes z; of size D or B only the means and kl rows.
 
 Grid (column tiles, row ranges). A program walks down its rows with sums in registers. Sums are
 finished in two steps by the last program to arrive: over the row ranges of a column tile, then
@@ -17,7 +17,7 @@ over the tiles. A pointer that is None drops its output and all work for it.
 import triton
 import triton.language as tl
 
-from .gaussian import clamp, divide, exp_terms, kl_terms
+from .gaussian import divide, exp_terms, kl_terms
 from .philox import normal_tile
 from .reduction import arrive, sum_rows, sum_scalars
 from .tile import offsets, program
@@ -125,7 +125,7 @@ def counter_count(tiles, ranges):
 )
 def forward_kernel(
     p_mu,  # [B, D]
-    p_logvar,  # [B, D]
+    p_scale,  # [B, D], in the form of LOGVAR
     p_eps,  # [B, D], or None: drawn here
     p_z,  # [B, D], or None: not wanted
     p_kl,  # [B] if PER_ROW, else [], or None
@@ -138,7 +138,7 @@ def forward_kernel(
     seed: tl.int64,
     offset: tl.int64,
     key_on_device,
-    lo: tl.float64,  # clamp bounds on logvar, if CLAMP
+    lo: tl.float64,  # bounds on logvar, for LOGVAR
     hi: tl.float64,
     B,
     D,
@@ -146,14 +146,14 @@ def forward_kernel(
     rows_per_range,
     kl_denominator,
     mu_row, mu_outer, mu_inner,
-    logvar_row, logvar_outer, logvar_inner,
+    scale_row, scale_outer, scale_inner,
     eps_row, eps_outer, eps_inner,
     z_row, z_outer, z_inner,
     PER_ROW: tl.constexpr,  # kl is wanted for each sample
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
     SPLIT_ROWS: tl.constexpr,  # there are several row ranges
     SPLIT_COLS: tl.constexpr,  # there are several column tiles
-    CLAMP: tl.constexpr,
+    LOGVAR: tl.constexpr,  # of the scale: a function of forms.py
     SPLIT_EVENT: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
@@ -196,11 +196,10 @@ def forward_kernel(
         m_row = o_row < B
         m_tile = m_row[:, None] & m_col[None, :]
         o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
-        o_logvar = offsets(o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT)
+        o_scale = offsets(o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT)
         b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
-        b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(DTYPE)
-        if CLAMP:
-            b_logvar = tl.where(m_tile, clamp(b_logvar, lo, hi), 0.0)
+        b_scale = tl.load(p_scale + o_scale, m_tile, 0.0).to(DTYPE)
+        b_logvar = LOGVAR(b_scale, m_tile, lo, hi)
         b_std, _, b_phi = exp_terms(b_logvar)
 
         b_terms = b_mu * b_mu + b_phi

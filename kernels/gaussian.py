@@ -107,21 +107,3 @@ def kl_terms(b_mu, b_logvar):
     """Twice the KL of each element."""
     _, _, b_phi = exp_terms(b_logvar)
     return b_mu * b_mu + b_phi
-
-
-@triton.jit
-def clamp(b_logvar, lo, hi):
-    """torch.clamp on a block: NaN passes."""
-    b_lo = tl.full([], lo, b_logvar.dtype)
-    b_hi = tl.full([], hi, b_logvar.dtype)
-    return tl.clamp(b_logvar, b_lo, b_hi, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def is_between(b_logvar, lo, hi):
-    """Where clamp has a gradient: between its bounds, of which an infinite one is none."""
-    b_lo = tl.full(b_logvar.shape, lo, b_logvar.dtype)
-    b_hi = tl.full(b_logvar.shape, hi, b_logvar.dtype)
-    m_above = (b_logvar > b_lo) | (b_lo == float("-inf"))
-    m_below = (b_logvar < b_hi) | (b_hi == float("inf"))
-    return m_above & m_below

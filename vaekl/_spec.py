@@ -18,7 +18,7 @@ class Operands(NamedTuple):
     """The tensors of a call, of one shape."""
 
     mu: Tensor  # [*batch, *event]
-    scale: Tensor  # logvar
+    scale: Tensor  # logvar, in the form that the Spec says
     eps: Tensor | None = None
 
 
@@ -91,7 +91,8 @@ class Spec(NamedTuple):
     reduction: str | None
     mean_over: str | None
     batch_dims: int
-    clamp: tuple[float, float] | None  # bounds on logvar
+    form: str  # of the scale: a name in the tables of forms that every backend has
+    clamp: tuple[float, float] | None  # bounds on logvar, where the form has any
     backend: str
     has_eps: bool = False
     packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
@@ -99,15 +100,16 @@ class Spec(NamedTuple):
 
 def to_text(spec: Spec) -> str:
     """What ``from_text`` makes the same Spec of. (Plain formatting: torch.compile traces it.)"""
-    sample, reduction, mean_over, batch_dims, clamp, backend, has_eps, packed = spec
+    sample, reduction, mean_over, batch_dims, form, clamp, backend, has_eps, packed = spec
     lo, hi = (None, None) if clamp is None else clamp
-    return f"{sample};{reduction};{mean_over};{batch_dims};{lo};{hi};{backend};{has_eps};{packed}"
+    terms = f"{sample};{reduction};{mean_over}"
+    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed}"
 
 
 @lru_cache(maxsize=1024)
 def from_text(text: str) -> Spec:
     """The Spec that an operator was given."""
-    sample, reduction, mean_over, batch_dims, lo, hi, backend, has_eps, packed = (
+    sample, reduction, mean_over, batch_dims, form, lo, hi, backend, has_eps, packed = (
         None if word == "None" else word for word in text.split(";")
     )
     clamp = None if lo is None or hi is None else (float(lo), float(hi))
@@ -116,6 +118,7 @@ def from_text(text: str) -> Spec:
         reduction,
         mean_over,
         int(batch_dims or 0),
+        str(form),
         clamp,
         str(backend),
         has_eps == "True",

@@ -238,6 +238,14 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> int | None:
     return number
 
 
+def scale_form(
+    clamp: Any, inputs: tuple[Tensor, Tensor, Tensor | None]
+) -> tuple[str, tuple[float, float] | None]:
+    """The form of a scale, by its name in the backends' tables, and bounds on its logvar."""
+    bounds = clamp_bounds(clamp, inputs)
+    return ("logvar" if bounds is None else "clamped"), bounds
+
+
 def clamp_bounds(
     clamp: Any, inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
 ) -> tuple[float, float] | None:

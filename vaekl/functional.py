@@ -267,13 +267,14 @@ def compute(
         batch_dims = _validate.batch_dims(batch_dims, mu)
     if eps is not None or source[0] is not None or source[1] is not None:
         source = _checked(mu, eps, source)
+    form, bounds = "logvar", None
     if clamp is not None:
-        clamp = _validate.clamp_bounds(clamp, (mu, logvar, eps))
+        form, bounds = _validate.scale_form(clamp, (mu, logvar, eps))
     known = backends.chosen.get(mu.device.type) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
     sample, reduction, mean_over = terms
     has_eps = eps is not None
-    spec = Spec(sample, reduction, mean_over, batch_dims, clamp, backend, has_eps)
+    spec = Spec(sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps)
     results = _ops.run(road, spec, given, source)
     return results if z_dtype is None else _cast(results, z_dtype)
 
@@ -295,9 +296,9 @@ def compute_moments(
         half, other = halves(moments, dim)
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
     source = _checked(half, eps, source)
-    bounds = _validate.clamp_bounds(clamp, (moments, moments, eps))
+    form, bounds = _validate.scale_form(clamp, (moments, moments, eps))
     backend = _validate.resolve_backend(backend, moments.device)
-    spec = Spec(*terms, batch_dims, bounds, backend, eps is not None, dim)
+    spec = Spec(*terms, batch_dims, form, bounds, backend, eps is not None, dim)
     results = _ops.run(_roads.road(moments, eps), spec, (moments, None, eps), source)
     return _cast(results, z_dtype)
 

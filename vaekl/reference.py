@@ -8,6 +8,7 @@ Box & Muller 1958; KL of diagonal Gaussians, Kingma & Welling 2013, appendix B.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,21 @@ def _divide(total: Array, count: int) -> Array:
         return np.asarray(np.divide(total, np.float64(count)))
 
 
+def _within(dlogvar: Array, scale: Array, bounds: tuple[float, float]) -> Array:
+    """0 where clamp has no gradient: at its bounds and beyond; an infinite one is none."""
+    lo, hi = bounds
+    inside = (scale > lo) | (np.isneginf(lo) & ~np.isnan(scale))
+    inside &= (scale < hi) | np.isposinf(hi)
+    return np.where(inside, dlogvar, 0.0)
+
+
+#: Of each form of a scale: (logvar of a scale, the scale's gradient from that of logvar).
+FORMS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
+    "logvar": (lambda scale, bounds: scale, lambda dlogvar, scale, bounds: dlogvar),
+    "clamped": (lambda scale, bounds: np.clip(scale, *bounds), _within),
+}
+
+
 @dataclass(frozen=True)
 class Oracle:
     """Everything vaekl computes, in float64, for mu, logvar, eps of one shape.
@@ -119,8 +135,15 @@ class Oracle:
         return values.reshape(self._batch, self._event)
 
     @property
-    def _clamped(self) -> Array:
-        return self.logvar if self.clamp is None else np.clip(self.logvar, *self.clamp)
+    def form(self) -> str:
+        """The scale's, one of FORMS."""
+        return "logvar" if self.clamp is None else "clamped"
+
+    @property
+    def posterior_logvar(self) -> Array:
+        """The posterior's logvar: what the form makes of the one that came in."""
+        logvar, _ = FORMS[self.form]
+        return logvar(self.logvar, self.clamp)
 
     @property
     def z(self) -> Array:
@@ -128,13 +151,13 @@ class Oracle:
         if self.eps is None:
             raise ValueError("the oracle needs eps for z")
         with np.errstate(all="ignore"):
-            return np.asarray(self.mu + np.exp(0.5 * self._clamped) * self.eps)
+            return np.asarray(self.mu + np.exp(0.5 * self.posterior_logvar) * self.eps)
 
     @property
     def kl(self) -> Array:
         """KL to N(0, I) in nats, reduced as asked."""
         with np.errstate(all="ignore"):
-            elements = self._rows(0.5 * (self.mu * self.mu + phi(self._clamped)))
+            elements = self._rows(0.5 * (self.mu * self.mu + phi(self.posterior_logvar)))
         rows = _sum(elements, 1)
         if self.reduction == "none":
             return rows.reshape(self.mu.shape[: self.batch_dims])
@@ -151,11 +174,11 @@ class Oracle:
 
     @property
     def means(self) -> tuple[Array, Array]:
-        """Means of mu and (clamped) logvar: [D] for "batch", scalars for "all"."""
+        """Means of mu and of that logvar: [D] for "batch", scalars for "all"."""
         axis, count = (0, self._batch) if self.mean_over == "batch" else (None, self.mu.size)
         return (
             _divide(_sum(self._rows(self.mu), axis), count),
-            _divide(_sum(self._rows(self._clamped), axis), count),
+            _divide(_sum(self._rows(self.posterior_logvar), axis), count),
         )
 
     @property
@@ -170,7 +193,7 @@ class Oracle:
     ) -> dict[str, Array]:
         """dmu, dlogvar (and deps) of sum(z dz) + sum(kl dkl) + kl_of_mean dkl_of_mean."""
         with np.errstate(all="ignore"):
-            logvar = self._rows(self._clamped)
+            logvar = self._rows(self.posterior_logvar)
             std = np.exp(0.5 * logvar)
             dmu, dlogvar = np.zeros_like(logvar), np.zeros_like(logvar)
             result = {}
@@ -191,11 +214,8 @@ class Oracle:
                 upstream = to_numpy(dkl_of_mean) / count
                 dmu += upstream * mean_mu
                 dlogvar += upstream * 0.5 * np.expm1(mean_logvar)
-            if self.clamp is not None:
-                lo, hi = self.clamp
-                inside = (self.logvar > lo) | (np.isneginf(lo) & ~np.isnan(self.logvar))
-                inside &= (self.logvar < hi) | np.isposinf(hi)
-                dlogvar = np.where(self._rows(inside), dlogvar, 0.0)
+            _, gradient = FORMS[self.form]
+            dlogvar = gradient(dlogvar, self._rows(self.logvar), self.clamp)
         result["dmu"] = dmu.reshape(self.mu.shape)
         result["dlogvar"] = dlogvar.reshape(self.mu.shape)
         return result

@@ -171,7 +171,7 @@ def _mean_sizes(oracle: Oracle) -> tuple[Array, Array]:
     """Means of |mu| and |logvar| along the axes of the oracle's means."""
     sizes = Oracle(
         np.abs(oracle.mu),
-        np.abs(oracle.logvar if oracle.clamp is None else np.clip(oracle.logvar, *oracle.clamp)),
+        np.abs(oracle.posterior_logvar),
         mean_over=oracle.mean_over,
         batch_dims=oracle.batch_dims,
     )
@@ -202,7 +202,6 @@ def gradient_bounds(
         clamp=oracle.clamp,
     )
     upstream = [None if g is None else np.abs(to_numpy(g)) for g in (dz, dkl)]
-    logvar = oracle.logvar if oracle.clamp is None else np.clip(oracle.logvar, *oracle.clamp)
     terms = absolute.gradients(upstream[0], None)
     if upstream[1] is not None:
         terms["dmu"] = terms["dmu"] + absolute.gradients(None, upstream[1])["dmu"]
@@ -226,7 +225,9 @@ def gradient_bounds(
         bound = 8 * unit(dtype) * terms[name] + 2 * unit(out_dtype) * np.abs(values)
         bounds[name] = bound + torch.finfo(out_dtype).smallest_normal * 2 * unit(out_dtype)
     if drawn and dz is not None:
-        noise = 0.5 * np.abs(to_numpy(dz)) * np.exp(0.5 * logvar) * EPS_BUDGET[dtype]
+        noise = (
+            0.5 * np.abs(to_numpy(dz)) * np.exp(0.5 * oracle.posterior_logvar) * EPS_BUDGET[dtype]
+        )
         bounds["dlogvar"] = bounds["dlogvar"] + noise
     return bounds
 

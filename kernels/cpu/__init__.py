@@ -1,9 +1,9 @@
 """CPU kernels, compiled by numba: the twin of ``kernels/X.py`` is ``kernels/cpu/X.py``.
 
-Reading order: ``walk`` (how work is divided), ``gaussian``, ``philox``, ``reduction``, ``tile``,
-then ``forward``, ``backward`` and ``statistics``. Below them: ``plan`` (what the host tells them),
-``numeric``, ``storage`` and ``memory`` (numbers, dtypes, addresses), ``team`` (threads), ``mode``
-(rounding) and ``cache`` (compiled code on disk).
+Reading order: ``walk`` (how work is divided), ``gaussian``, ``forms``, ``philox``, ``reduction``,
+``tile``, then ``forward``, ``backward`` and ``statistics``. Below them: ``plan`` (what the host
+tells them), ``numeric``, ``storage`` and ``memory`` (numbers, dtypes, addresses), ``team``
+(threads), ``mode`` (rounding) and ``cache`` (compiled code on disk).
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from . import backward, forward, statistics
 from .cache import keep_on_disk
+from .forms import FORMS
 from .memory import BLOCK
 from .plan import ALL, BATCH, NONE, Plan, pack
 from .storage import BF16, F16, F32, F64
@@ -26,6 +27,7 @@ __all__ = [
     "F16",
     "F32",
     "F64",
+    "FORMS",
     "FORWARD",
     "NONE",
     "STATISTICS",

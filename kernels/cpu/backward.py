@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, types
 
-from .gaussian import clamp, exp_terms
+from .forms import logvar_of, to_gradient_of_scale
+from .gaussian import exp_terms
 from .memory import BLOCK, block, read
 from .numeric import JIT, KERNEL
 from .philox import NOISE_BLOCKS, Key, noise
@@ -16,7 +17,7 @@ from .tile import deliver, read_run, source, target
 from .walk import TILES, join, pieces, places, workspace
 
 # Blocks of a worker's memory.
-MU, LOGVAR, EPS, CLAMPED, DZ, DMU, DLOGVAR, DEPS = range(8)
+MU, SCALE, LOGVAR, EPS, DZ, DMU, DSCALE, DEPS = range(8)
 NOISE = 8
 DKL, OF_MU, OF_LOGVAR = range(NOISE + NOISE_BLOCKS, NOISE + NOISE_BLOCKS + 3)
 BUFFERS = OF_LOGVAR + 1
@@ -26,11 +27,11 @@ class Tensors(NamedTuple):
     """What workers read and write; address 0: absent, or not wanted."""
 
     mu: Operand
-    logvar: Operand
+    scale: Operand
     eps: Operand
     dz: Operand
     dmu: Operand
-    dlogvar: Operand
+    dscale: Operand
     deps: Operand
     dkl: int  # addresses
     dkl_of_mean: int
@@ -111,7 +112,7 @@ def of_mean_gradients(plan, piece, own, tensors, dkl, of_mean):
         b_logvar[:] = read(tensors.means, 1, zero)
     h = read(tensors.dkl_of_mean, 0, zero)
     dkl[:cols] = h / dkl.dtype.type(B if by_column else float(B) * D)
-    row_mu, row_logvar = block(own, DMU, cols), block(own, DLOGVAR, cols)
+    row_mu, row_logvar = block(own, DMU, cols), block(own, DSCALE, cols)
     of_mu[:cols], of_logvar[:cols] = zero, zero
     gradients(
         Values(b_mu, b_logvar, b_mu),
@@ -121,16 +122,6 @@ def of_mean_gradients(plan, piece, own, tensors, dkl, of_mean):
     for start in range(0, piece.block_rows * cols, cols):
         copy(row_mu, of_mu[start : start + cols])
         copy(row_logvar, of_logvar[start : start + cols])
-
-
-@njit(**JIT)
-def zero_outside(logvar, low, high, gradient):
-    """The gradient of clamp: 0 at its bounds, too; an infinite one is none."""
-    zero = gradient.dtype.type(0)
-    open_low, open_high = low == -np.inf, high == np.inf
-    for i in range(len(logvar)):
-        inside = ((logvar[i] > low) | open_low) & ((logvar[i] < high) | open_high)
-        gradient[i] = gradient[i] if inside else zero
 
 
 @njit(**JIT)
@@ -147,17 +138,16 @@ def read_rows(plan, place, address, dkl):
 @njit(**JIT)
 def work(plan, space, tensors):
     """A worker's part: pieces until none is left."""
-    mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean, _, state = tensors
+    mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, state = tensors
     own, scratch = join(space), space.scratch
     dtype, zero = own.dtype.type, own.dtype.type(0)
-    low, high = dtype(plan.low), dtype(plan.high)
-    has_dz, has_dkl, is_clamped = dz.address != 0, dkl != 0, plan.clamped != 0
+    has_dz, has_dkl = dz.address != 0, dkl != 0
     most = min(BLOCK, plan.batch * plan.event)
     b_dkl = block(own, DKL, most)
     of_mu, of_logvar = block(own, OF_MU, most), block(own, OF_LOGVAR, most)
     of_mu[:], of_logvar[:] = zero, zero
     b_eps, of_noise = block(own, EPS, BLOCK), block(own, NOISE, NOISE_BLOCKS * BLOCK)
-    is_drawn = has_dz and dlogvar.address != 0 and eps.address == 0
+    is_drawn = has_dz and dscale.address != 0 and eps.address == 0
     key = Key(0, 0)
     if is_drawn:
         key = Key(read(state, 0, np.int64(0)), read(state, 1, np.int64(0)))
@@ -176,25 +166,21 @@ def work(plan, space, tensors):
                 read_rows(plan, place, dkl, b_dkl)
             b_mu = source(mu, place, block(own, MU, n)) if has_dkl else block(own, MU, n)
             b_dz = source(dz, place, block(own, DZ, n)) if has_dz else block(own, DZ, n)
-            b_logvar = source(logvar, place, block(own, LOGVAR, n))
-            b_clamped = b_logvar
-            if is_clamped:
-                b_clamped = block(own, CLAMPED, n)
-                clamp(b_logvar, low, high, b_clamped)
+            b_scale = source(scale, place, block(own, SCALE, n))
+            b_logvar = logvar_of(plan, b_scale, block(own, LOGVAR, n))
             out = Gradients(
                 target(dmu, place, block(own, DMU, n)),
-                target(dlogvar, place, block(own, DLOGVAR, n)),
+                target(dscale, place, block(own, DSCALE, n)),
                 target(deps, place, block(own, DEPS, n)),
             )
             gradients(
-                Values(b_mu, b_clamped, b_eps),
+                Values(b_mu, b_logvar, b_eps),
                 Upstream(has_dz, b_dz, has_dkl, b_dkl, of_mu, of_logvar),
                 out,
             )
-            if is_clamped:
-                zero_outside(b_logvar, low, high, out.dlogvar)
+            to_gradient_of_scale(plan, b_scale, out.dlogvar)
             deliver(dmu, place, out.dmu)
-            deliver(dlogvar, place, out.dlogvar)
+            deliver(dscale, place, out.dlogvar)
             deliver(deps, place, out.deps)
 
 
@@ -202,16 +188,16 @@ def work(plan, space, tensors):
 def backward_kernel(
     parallel, threads,  # of on_team
     memories,  # [threads, BUFFERS * BLOCK] of the computation's dtype: each worker's own
-    plan,  # address of a packed plan: of mu, logvar, eps, dz, dmu, dlogvar, deps
+    plan,  # address of a packed plan: of mu, scale, eps, dz, dmu, dscale, deps
     scratch,  # float64[scratch_size], zeros
-    mu, logvar, eps,  # addresses, [B, D]; eps 0: drawn in forward, again here
+    mu, scale, eps,  # addresses, [B, D]; eps 0: drawn in forward, again here
     dz, dkl, dkl_of_mean,  # addresses: upstream gradients
     state, means,  # addresses: what forward left
-    dmu, dlogvar, deps,  # addresses, [B, D]
+    dmu, dscale, deps,  # addresses, [B, D]
 ):  # fmt: skip
     """The gradients. An address of 0: absent or not wanted."""
-    operands = operands_at(plan, (mu, logvar, eps, dz, dmu, dlogvar, deps))
+    operands = operands_at(plan, (mu, scale, eps, dz, dmu, dscale, deps))
     plan, space = plan_at(plan), workspace(memories, scratch)
-    mu, logvar, eps, dz, dmu, dlogvar, deps = operands
-    tensors = Tensors(mu, logvar, eps, dz, dmu, dlogvar, deps, dkl, dkl_of_mean, means, state)
+    mu, scale, eps, dz, dmu, dscale, deps = operands
+    tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, state)
     on_team(parallel, threads, work, (plan, space, tensors))

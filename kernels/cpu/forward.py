@@ -5,7 +5,8 @@ from typing import NamedTuple
 from numba import njit, types
 from numba.extending import register_jitable
 
-from .gaussian import clamp, exp_terms
+from .forms import logvar_of
+from .gaussian import exp_terms
 from .memory import BLOCK, array_at, block, write
 from .numeric import JIT, KERNEL
 from .philox import NOISE_BLOCKS, Key, noise
@@ -16,7 +17,7 @@ from .tile import deliver, source, target
 from .walk import TILES, is_last_range, join, pieces, places, workspace
 
 # Blocks of a worker's memory; the column sums are float64, and take two each.
-MU, LOGVAR, EPS, CLAMPED, Z, TWICE_KL = range(6)
+MU, SCALE, LOGVAR, EPS, Z, TWICE_KL = range(6)
 NOISE = 6
 SUMS = NOISE + NOISE_BLOCKS
 BUFFERS = SUMS + 4
@@ -26,7 +27,7 @@ class Tensors(NamedTuple):
     """What workers read and write; address 0: absent, or not wanted."""
 
     mu: Operand
-    logvar: Operand
+    scale: Operand
     eps: Operand
     z: Operand
     kl: int  # address
@@ -134,10 +135,9 @@ def finish_tile(plan, piece, own, column_sums, scratch, means):
 @njit(**JIT)
 def work(plan, space, tensors, key):
     """A worker's part: pieces until none is left."""
-    mu, logvar, eps, z, kl, means = tensors
+    mu, scale, eps, z, kl, means = tensors
     own, scratch = join(space), space.scratch
     sums = sums_in(plan, scratch)
-    low, high = own.dtype.type(plan.low), own.dtype.type(plan.high)
     at_sums, of_noise = block(own, SUMS, 0).ctypes.data, block(own, NOISE, NOISE_BLOCKS * BLOCK)
     b_eps = block(own, EPS, BLOCK)
     for piece in pieces(plan, scratch):
@@ -153,11 +153,8 @@ def work(plan, space, tensors, key):
             elif z.address != 0:
                 noise(key, place, of_noise, b_eps)
             b_mu = source(mu, place, block(own, MU, n))
-            b_logvar = source(logvar, place, block(own, LOGVAR, n))
-            if plan.clamped != 0:
-                b_clamped = block(own, CLAMPED, n)
-                clamp(b_logvar, low, high, b_clamped)
-                b_logvar = b_clamped
+            b_scale = source(scale, place, block(own, SCALE, n))
+            b_logvar = logvar_of(plan, b_scale, block(own, LOGVAR, n))
             b_z, twice_kl = target(z, place, block(own, Z, n)), block(own, TWICE_KL, n)
             sample_and_kl(b_mu, b_logvar, b_eps, b_z, twice_kl)
             deliver(z, place, b_z)
@@ -207,9 +204,9 @@ def finish(plan, space, kl, kl_of_mean, means):
 def forward_kernel(
     parallel, threads,  # of on_team
     memories,  # [threads, BUFFERS * BLOCK] of the computation's dtype: each worker's own
-    plan,  # address of a packed plan: of mu, logvar, eps, z
+    plan,  # address of a packed plan: of mu, scale, eps, z
     scratch,  # float64[scratch_size], zeros
-    mu, logvar, eps, z,  # addresses, [B, D]; eps 0: drawn here
+    mu, scale, eps, z,  # addresses, [B, D]; eps 0: drawn here
     kl,  # address, [B] if per row, else []
     kl_of_mean,  # address, []
     means,  # address, [2, D] by column, else [2]: of mu and logvar, for backward
@@ -220,8 +217,8 @@ def forward_kernel(
     if state != 0:
         write(state, 0, seed)
         write(state, 1, offset)
-    mu, logvar, eps, z = operands_at(plan, (mu, logvar, eps, z))
+    mu, scale, eps, z = operands_at(plan, (mu, scale, eps, z))
     plan, space = plan_at(plan), workspace(memories, scratch)
-    tensors = Tensors(mu, logvar, eps, z, kl, means)
+    tensors = Tensors(mu, scale, eps, z, kl, means)
     on_team(parallel, threads, work, (plan, space, tensors, Key(seed, offset)))
     on_team(0, 1, finish, (plan, space, kl, kl_of_mean, means))

@@ -7,7 +7,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from .. import coefficients
-from .numeric import INLINE, JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32
+from .numeric import INLINE, as_f32, as_f64, as_i32, as_i64, f32, horner, i32
 
 EXP_F32 = tuple(map(f32, coefficients.EXP_F32))
 EXP_F64 = coefficients.EXP_F64
@@ -77,12 +77,3 @@ def _exp_terms(logvar):
     if logvar == types.float32:
         return lambda logvar: exp_terms_f32(logvar)
     return lambda logvar: exp_terms_f64(logvar)
-
-
-@njit(**JIT)
-def clamp(values, lo, hi, out):
-    """torch.clamp: NaN passes."""
-    for i in range(len(values)):
-        value = values[i]
-        value = lo if value < lo else value
-        out[i] = hi if value > hi else value

@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     mean_over: int  # NONE, BATCH, ALL
     denominator: int  # of kl
     dkl_row: int  # stride of the upstream gradient of kl, where it is per row
-    clamped: int  # 1: logvar is clamped to [low, high]
-    low: float  # statistics count what is outside of [low, high]
+    form: int  # of the scale: a number of ``forms``
+    low: float  # bounds on logvar, of a form; statistics count what is outside of [low, high]
     high: float
 
 

@@ -81,7 +81,7 @@ def test_a_tensor_kept_from_a_transform_that_has_ended(backend, device):
 
 def test_operators_check_too(backend, device):
     mu, logvar = make_inputs((3, 4), device=device)
-    spec = Spec(True, "batchmean", "batch", 1, None, backend)
+    spec = Spec(True, "batchmean", "batch", 1, "logvar", None, backend)
     operator = torch.ops.vaekl.reparameterize_kl
     operator([mu, logvar], None, 1, to_text(spec))  # a kind that is known
     for wrong in (logvar[0], logvar[:2], logvar.t().contiguous()):

@@ -16,6 +16,7 @@ from vaekl._spec import Key, Operands, Outputs, Source, Spec, compute_dtype, sam
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import eager, keeps_noise
+from .forms import FORMS
 
 
 def phi(logvar: Tensor) -> Tensor:
@@ -60,10 +61,8 @@ def forward(spec: Spec, x: Operands, source: Source) -> Outputs:
     dtype = compute_dtype(*x)
     if spec.sample and noise is None:
         noise = _noise(spec, x, source)
-    if spec.clamp is not None:
-        scale = eager.clamped(scale.to(dtype), spec.clamp)
-    bounded = x._replace(scale=scale, eps=noise)
-    outputs, _ = eager.outputs(spec._replace(clamp=None), bounded, dtype, phi)
+    given = x._replace(scale=FORMS[spec.form].logvar(scale.to(dtype), spec.clamp), eps=noise)
+    outputs, _ = eager.outputs(spec._replace(form="logvar"), given, dtype, phi)
     if outputs.z is None:
         return outputs
     return outputs._replace(z=outputs.z.to(sample_dtype(*x)))

@@ -119,7 +119,7 @@ class _Launch:
             _MEAN_OVER[spec.mean_over],
             kl_denominator(spec.reduction, batch, event),
             arrangement.dkl_row,
-            spec.clamp is not None,
+            kernels.FORMS[spec.form],
             *bounds,
         )
         layouts = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
@@ -294,7 +294,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         return statistics(mu, logvar, batch_dims)
     shape = (kernels.COLUMN_SUMS + 1, arrangement.view.event)
     out = torch.empty(shape, dtype=torch.float64, device="cpu")
-    spec = Spec(*Terms(), batch_dims, None, "cpu")
+    spec = Spec(*Terms(), batch_dims, "logvar", None, "cpu")
     dtypes, bounds = (mu.dtype, logvar.dtype), LOGVAR_RANGE
     launch = _Launch(kernels.STATISTICS, spec, arrangement, dtypes, torch.float64, bounds)
     launch(mu.data_ptr(), logvar.data_ptr(), out.data_ptr())

@@ -6,7 +6,6 @@ is torch.randn's, kept for backward; with seed= it is the Philox stream of the o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -33,6 +32,7 @@ from vaekl._spec import (
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import Backward, Forward
+from .forms import FORMS
 
 # PHI_F64's float32 twin: (e^l - 1 - l) / l^2 on |l| <= 1, highest power first, as a minimax fit
 # (Lawson on Chebyshev nodes) with relative error 1e-8.
@@ -103,9 +103,7 @@ def outputs(
     """
     mu, scale, noise = x
     batch, event = sizes(mu.shape, spec.batch_dims)
-    m, v = mu.to(dtype), scale.to(dtype)
-    if spec.clamp is not None:
-        v = v.clamp(*spec.clamp)
+    m, v = mu.to(dtype), FORMS[spec.form].values(scale.to(dtype), spec.clamp)
     z = kl = kl_of_mean = means = None
     if spec.sample and noise is not None:
         z = torch.addcmul(m, (0.5 * v).exp_(), noise.to(dtype))
@@ -125,21 +123,6 @@ def outputs(
     return Outputs(z, kl, kl_of_mean), means
 
 
-def is_between(logvar: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Where clamp has a gradient: between its bounds, of which an infinite one is none."""
-    lo, hi = bounds
-    if lo == -math.inf:
-        return logvar < hi
-    return logvar > lo if hi == math.inf else (logvar > lo) & (logvar < hi)
-
-
-def clamped(logvar: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """torch.clamp, with that gradient: torch's own has one at the bounds before 2.14."""
-    lo, hi, nan = (logvar.new_full((), value) for value in (*bounds, math.nan))
-    outside = torch.where(logvar <= lo, lo, torch.where(logvar >= hi, hi, nan))
-    return torch.where(is_between(logvar, bounds), logvar, outside)
-
-
 def gradients(
     spec: Spec,
     x: Operands,
@@ -156,52 +139,48 @@ def gradients(
     mu, scale, eps = x
     dz, dkl, dkl_of_mean = upstream
     batch, event = sizes(mu.shape, spec.batch_dims)
-    dtype, clamp = compute_dtype(*x), spec.clamp
-    m, v = mu.to(dtype), scale.to(dtype)
-    bounded = v if clamp is None else clamped(v, clamp)
+    dtype, form = compute_dtype(*x), FORMS[spec.form]
+    m, s = mu.to(dtype), scale.to(dtype)
+    v = form.logvar(s, spec.clamp)
     of_mu: list[Tensor] = []  # terms to add up
-    of_scale: list[Tensor] = []
+    of_logvar: list[Tensor] = []  # twice that
     d_eps = None
     noise = eps if saved.noise is None else saved.noise.view(mu.shape)
     if dz is not None and noise is not None:
         dz = dz.to(dtype)
-        d_eps = dz * torch.exp(0.5 * bounded)
+        d_eps = dz * torch.exp(0.5 * v)
         of_mu.append(dz)
-        of_scale.append(d_eps * noise)
+        of_logvar.append(d_eps * noise)
     if dkl is not None:
         g = dkl.to(dtype) / kl_denominator(spec.reduction, batch, event)
         if spec.reduction == "none":
             g = g.reshape(g.shape + (1,) * (mu.dim() - spec.batch_dims))
         of_mu.append(g * m)
-        of_scale.append(g * torch.expm1(bounded))
+        of_logvar.append(g * torch.expm1(v))
     if dkl_of_mean is not None:
         means, over_batch = saved.means, spec.mean_over == "batch"
         if means is None:
-            means = _means(m.reshape(batch, event), bounded.reshape(batch, event), spec.mean_over)
+            means = _means(m.reshape(batch, event), v.reshape(batch, event), spec.mean_over)
         h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
         mean_m, mean_v = means.reshape(2, *mu.shape[spec.batch_dims :]) if over_batch else means
         of_mu.append(h * mean_m)
-        of_scale.append(h * torch.expm1(mean_v))
+        of_logvar.append(h * torch.expm1(mean_v))
     if not of_mu:
         return Gradients()
-    inside = None if clamp is None else is_between(v, clamp)
     d_mu: Tensor | None = None
     d_scale: Tensor | None = None
     if into is not None:
         d_mu, d_scale = into
         _add_into(d_mu, of_mu)
-        torch.mul(_total(of_scale).expand(mu.shape), 0.5, out=d_scale)
-        if inside is not None:
-            d_scale.masked_fill_(~inside, 0.0)
+        twice = form.gradient(_total(of_logvar), s, spec.clamp)
+        torch.mul(twice.expand(mu.shape), 0.5, out=d_scale)
     if needs.mu and d_mu is None:
         d_mu = _total(of_mu)
         # No gradient may be the tensor that came in.
         d_mu = d_mu.clone() if d_mu is dz else d_mu.expand(mu.shape)
         d_mu = _like(d_mu, mu, mu.dtype)
     if needs.scale and d_scale is None:
-        d_scale = 0.5 * _total(of_scale)
-        if inside is not None:
-            d_scale = torch.where(inside, d_scale, 0.0)
+        d_scale = form.gradient(0.5 * _total(of_logvar), s, spec.clamp)
         d_scale = _like(d_scale.expand(mu.shape), scale, scale.dtype)
     if not needs.eps or d_eps is None or eps is None:
         return Gradients(d_mu, d_scale)

@@ -34,6 +34,7 @@ from vaekl._spec import (
 )
 from vaekl.kernels import statistics as columns
 from vaekl.kernels.backward import backward_kernel
+from vaekl.kernels.forms import FORMS
 from vaekl.kernels.forward import counter_count, forward_kernel, scratch_size
 from vaekl.kernels.statistics import SUMS, statistics_kernel
 
@@ -136,9 +137,9 @@ def _size_args(view: layout.View, grid: layout.Grid, spec: Spec) -> list[Any]:
     ]
 
 
-def _flag_args(view: layout.View, dtype: torch.dtype, spec: Spec) -> list[Any]:
-    """CLAMP, SPLIT_EVENT, WIDE, DTYPE."""
-    return [spec.clamp is not None, view.split, view.wide, _TRITON_DTYPES[dtype]]
+def _flag_args(view: layout.View, dtype: torch.dtype) -> list[Any]:
+    """SPLIT_EVENT, WIDE, DTYPE."""
+    return [view.split, view.wide, _TRITON_DTYPES[dtype]]
 
 
 class _ForwardPlan:
@@ -157,7 +158,8 @@ class _ForwardPlan:
             spec.mean_over or "none",
             split_rows,
             split_cols,
-            *_flag_args(view, self.dtype, spec),
+            FORMS[spec.form].logvar,
+            *_flag_args(view, self.dtype),
         ]
         self.launch = Launch(forward_kernel, grid, fixed)
         self.new_z: Callable[[Tensor], Tensor] | None = None
@@ -222,7 +224,8 @@ def backward(
         *chain(*arrangement.strides),
         spec.reduction == "none",
         spec.mean_over or "none",
-        *_flag_args(view, compute_dtype(*x), spec),
+        *FORMS[spec.form],
+        *_flag_args(view, compute_dtype(*x)),
     ]
     launch = Launch(backward_kernel, grid, fixed)
     anywhere = _BACKWARD_ANYWHERE + (() if into is None else _INTO)

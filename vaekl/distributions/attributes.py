@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from vaekl._spec import LOGVAR_RANGE
-from vaekl.backends.eager import clamped
+from vaekl.backends.forms import clamped
 
 #: Bounds on logvar, (-30, 20): those of diffusers (and of latent diffusion before it).
 CLAMP = LOGVAR_RANGE

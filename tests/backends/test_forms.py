@@ -1,0 +1,33 @@
+"""Forms of a scale: each place has all of them, and a gradient that is not there is 0."""
+
+import math
+
+import pytest
+import torch
+from vaekl.kernels import cpu, forms
+
+from vaekl import reference
+from vaekl.backends import forms as eager
+from vaekl.testing import make_inputs
+
+
+def test_every_place_has_the_same_forms():
+    """See "Adding a form of the scale" in CONTRIBUTING.md."""
+    places = {"vaekl/reference.py": reference, "vaekl/backends/forms.py": eager,
+              "kernels/forms.py": forms, "kernels/cpu/forms.py": cpu}  # fmt: skip
+    names = {name for place in places.values() for name in place.FORMS}
+    missing = {path: names - place.FORMS.keys() for path, place in places.items()}
+    assert not any(missing.values()), missing
+
+
+@pytest.mark.parametrize("worst", [math.inf, math.nan])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (None, 1.0), (-1.0, None)])
+def test_no_gradient_reaches_what_is_clamped(worst, bounds, storage, backend, device):
+    """Whatever comes in: a product with 0 would let it through."""
+    mu, logvar = make_inputs((3, 4), device=device)
+    logvar[:], logvar[:, 1] = 0.5, 2.0 if bounds[0] is None else -2.0
+    tensors = [t.requires_grad_() for t in storage.store(mu, logvar)]
+    z = storage.call(*tensors, clamp=bounds, seed=1, backend=backend).z
+    _, dlogvar = storage.halves(*torch.autograd.grad(z, tensors, torch.full_like(z, worst)))
+    assert (dlogvar[:, 1] == 0).all()
+    assert not dlogvar[:, 2:].isfinite().any()
