@@ -71,8 +71,10 @@ def named(spec: Spec, results: Sequence[Tensor | None]) -> tuple[Outputs, Saved]
 
 def call_forward(spec: Spec, storage: Storage, source: Source) -> tuple[Outputs, Saved]:
     """By the operator."""
-    tensors = [t for t in storage if t is not None]
-    return named(spec, torch.ops.vaekl.reparameterize_kl(tensors, *source, to_text(spec)))
+    first, *others = storage
+    given = [t for t in others if t is not None]
+    results = torch.ops.vaekl.reparameterize_kl(first, given, *source, to_text(spec))
+    return named(spec, results)
 
 
 def call_backward(
@@ -106,20 +108,28 @@ def backward(
 
 
 def _forward_operator(
-    storage: list[Tensor], generator: torch.Generator | None, seed: int | None, text: str
+    first: Tensor,
+    others: list[Tensor],
+    generator: torch.Generator | None,
+    seed: int | None,
+    text: str,
 ) -> list[Tensor]:
     spec = from_text(text)
-    x = operands(spec, stored(spec, storage))
+    x = operands(spec, stored(spec, [first, *others]))
     _validate.parameters(x, spec.batch_dims)  # a program may be wrong for a kind that is known
     results = _plans.forward(spec, x, Source(generator, seed))
     return [t for part in results for t in part if t is not None]
 
 
 def _forward_fake(
-    storage: list[Tensor], generator: torch.Generator | None, seed: int | None, text: str
+    first: Tensor,
+    others: list[Tensor],
+    generator: torch.Generator | None,
+    seed: int | None,
+    text: str,
 ) -> list[Tensor]:
     spec = from_text(text)
-    x = operands(spec, stored(spec, storage))
+    x = operands(spec, stored(spec, [first, *others]))
     mu, dtype = x.mu, compute_dtype(*x)
     batch, event = sizes(mu.shape, spec.batch_dims)
     rows = mu.shape[: spec.batch_dims] if spec.reduction == "none" else ()
@@ -169,9 +179,11 @@ def _given(spec: Spec, dz: Tensor | None, needs: Sequence[bool]) -> list[bool]:
     return [*needs[:-1], needs[-1] and (dz is not None or not spec.has_eps)]
 
 
+# The first tensor by itself: where a draw is made again in backward, torch looks there for the
+# device whose generator's state it has to keep.
 _registry.define(
     "reparameterize_kl",
-    "(Tensor[] storage, Generator? generator, SymInt? seed, str spec) -> Tensor[]",
+    "(Tensor first, Tensor[] others, Generator? generator, SymInt? seed, str spec) -> Tensor[]",
     (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
     _forward_operator,
     _forward_fake,

@@ -155,8 +155,8 @@ _apply: Callable[..., Results] = super(torch.autograd.Function, ReparameterizeKL
 
 
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, _, _, text = inputs
-    spec = from_text(text)
+    first, others, _, _, text = inputs
+    spec, tensors = from_text(text), [first, *others]
     needs = stored(spec, ctx.needs_input_grad[: len(tensors)])
     results = named(spec, output)
     given = Needs(*(bool(need) for need in needs))
@@ -166,12 +166,11 @@ def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -
 
 def _operator_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     found, _ = named(ctx.spec, upstream)
-    needs = ctx.needs_input_grad[0]
-    given = Needs(*(bool(need) for need in stored(ctx.spec, needs)))
-    first, second, eps = _gradients(ctx, found, given)
-    if ctx.spec.packed is not None:
-        return [first, eps][: len(needs)], None, None, None
-    return [first, second, eps][: len(needs)], None, None, None
+    of_first, of_others, *_ = ctx.needs_input_grad
+    needs = stored(ctx.spec, [of_first, *of_others])
+    first, second, eps = _gradients(ctx, found, Needs(*(bool(need) for need in needs)))
+    others = [eps] if ctx.spec.packed is not None else [second, eps]
+    return first, others[: len(of_others)], None, None, None
 
 
 _registry.differentiate("reparameterize_kl", _operator_backward, _operator_context)

@@ -38,7 +38,7 @@ def stored(storage, pair, options, given, backend):
 def test_opcheck(options, layout, given, storage, backend, device):
     pair = make_inputs((2, 3, 2, 4), layout=layout, device=device)
     spec, tensors, seed = stored(storage, pair, options, given, backend)
-    arguments = (tensors, None, seed, to_text(spec))
+    arguments = (tensors[0], tensors[1:], None, seed, to_text(spec))
     torch.library.opcheck(FORWARD, arguments, test_utils=CHECKS)
     outputs, saved = _operators.named(spec, FORWARD(*arguments))
     upstream = [None if out is None else torch.randn_like(out) for out in outputs]
@@ -56,14 +56,16 @@ def test_opcheck_of_gradients(options, given, storage, backend, device):
     spec, tensors, seed = stored(storage, pair, options, given, backend)
     for tensor in tensors[: len(tensors) - spec.has_eps]:
         tensor.requires_grad_()
-    torch.library.opcheck(FORWARD, (tensors, None, seed, to_text(spec)))
+    torch.library.opcheck(FORWARD, (tensors[0], tensors[1:], None, seed, to_text(spec)))
 
 
 def test_opcheck_of_a_backward_that_eps_has_no_part_in(storage, backend, device):
     """No gradient of z: then there is none of eps, though it is needed."""
     pair = make_inputs((2, 2, 3), device=device)
     spec, tensors, seed = stored(storage, pair, OPTIONS[0], True, backend)
-    (_, kl, kl_of_mean), saved = _operators.named(spec, FORWARD(tensors, None, seed, to_text(spec)))
+    (_, kl, kl_of_mean), saved = _operators.named(
+        spec, FORWARD(tensors[0], tensors[1:], None, seed, to_text(spec))
+    )
     upstream = [None, torch.randn_like(kl), torch.randn_like(kl_of_mean)]
     arguments = (tensors, upstream, [*saved], to_text(spec), [True] * len(tensors))
     torch.library.opcheck(BACKWARD, arguments, test_utils=CHECKS)
