@@ -1,7 +1,5 @@
 """The data of a call, which every layer below the public functions speaks in."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
