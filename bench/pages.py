@@ -52,7 +52,7 @@ def reports(summary: dict[str, Any]) -> str:
     """The reports as they are printed, and what to read from them."""
     right, wrong = (summary["results"][name] for name in (RIGHT, WRONG))
     of_right, of_wrong = right["report"], wrong["report"]
-    text = f"""Of the training with the mean of the KLs, {of_right["information_total"]:.3f} of
+    text = f"""Of the training with the mean of the KLs, {of_right["information"]:.3f} of
         {of_right["kl"]:.3f} nats are information, and {of_right["aggregate_kl"]:.3f} the distance
         of all codes together from the prior: nearly nothing is wasted, and images do have codes of
         their own. Of the training with the KL of the mean, {of_wrong["aggregate_kl"]:.1f} of

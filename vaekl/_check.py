@@ -164,7 +164,7 @@ def _errors(case: Case, backend: str, device: str) -> tuple[dict[str, float], fl
     }
     report, expected = diagnose(mu, logvar, backend=backend), diagnostics(mu, logvar)
     size = DIAGNOSE_BUDGET * expected["kl_dims"]
-    for name in ("kl_dims", "aggregate_kl_dims", "information"):
+    for name in ("kl_dims", "aggregate_kl_dims", "information_dims"):
         errors[f"diagnose {name}"] = worst(
             getattr(report, name).flatten(), expected[name], DIAGNOSE_BUDGET * expected[name] + size
         )

@@ -266,7 +266,7 @@ def diagnostics(mu: Any, logvar: Any, batch_dims: int = 1) -> dict[str, Array]:
         "kl_of_mean_dims": (mean**2 + phi(mean_logvar.astype(np.float64))) / 2,
         "kl_of_mean_all": (m.mean() ** 2 + phi(np.asarray(v.mean(), np.float64))) / 2,
         "aggregate_kl_dims": (mean**2 + phi(log_aggregate.astype(np.float64))) / 2,
-        "information": (phi(ratio) + distances).mean(0) / 2,
+        "information_dims": (phi(ratio) + distances).mean(0) / 2,
         "mean_mu": mean,
         "var_mu": var,
         "mean_logvar": mean_logvar,

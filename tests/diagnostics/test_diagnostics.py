@@ -27,7 +27,7 @@ def check(report, mu, logvar, batch_dims=1, batches=1):
     for name, value in expected.items():
         found = to_numpy(getattr(report, name))
         # Means are as good as the size of what they are of, parts of a KL as good as the KL.
-        slack = around_mean if name in ("information", "var_mu") else expected["kl_dims"]
+        slack = around_mean if name in ("information_dims", "var_mu") else expected["kl_dims"]
         slack = largest if "mean" in name else slack
         if batches > 1:  # distances of means, each rounded
             slack = slack + largest
@@ -39,7 +39,9 @@ def check(report, mu, logvar, batch_dims=1, batches=1):
     assert report.dimensions == mu.numel() // batch
     for total, dims in (("kl", "kl_dims"), ("kl_of_mean", "kl_of_mean_dims"),
                         ("aggregate_kl", "aggregate_kl_dims"),
-                        ("information_total", "information")):  # fmt: skip
+                        ("information", "information_dims"),
+                        ("nonfinite", "nonfinite_mu_dims"),
+                        ("logvar_outside", "logvar_outside_dims")):  # fmt: skip
         assert getattr(report, total) == pytest.approx(to_numpy(getattr(report, dims)).sum())
     assert report.active.flatten().tolist() == (expected["var_mu"] > 0.01).tolist()
     assert report.collapsed.flatten().tolist() == (expected["kl_dims"] < 0.01).tolist()
@@ -131,9 +133,9 @@ def test_identity(scale, shift, backend, device):
     mu, logvar = make_inputs((16, 11), dtype=torch.float64, scale=scale, device=device)
     logvar = logvar + shift
     report = vaekl.diagnose(mu, logvar, backend=backend)
-    both = report.aggregate_kl_dims + report.information
+    both = report.aggregate_kl_dims + report.information_dims
     torch.testing.assert_close(report.kl_dims, both, rtol=1e-12, atol=1e-15)
-    assert (report.information >= 0).all()
+    assert (report.information_dims >= 0).all()
     assert (report.aggregate_kl_dims >= 0).all()
     assert (report.kl_dims >= report.kl_of_mean_dims - 1e-15).all()
     check(report, mu, logvar)
@@ -144,8 +146,8 @@ def test_one_code_for_all_carries_nothing(logvar, backend, device):
     """However far from the prior: all of its KL is the aggregate's."""
     same = torch.full((50, 2), logvar, device=device)
     report = vaekl.diagnose(same + 30, same, backend=backend)
-    assert report.information.max() < 1e-13
-    assert report.information.min() >= 0  # never below, by rounding
+    assert report.information_dims.max() < 1e-13
+    assert report.information_dims.min() >= 0  # never below, by rounding
     torch.testing.assert_close(report.aggregate_kl_dims, report.kl_dims, rtol=1e-13, atol=0)
     assert report.active_units == 0
 
@@ -157,7 +159,7 @@ def test_known_values(backend, device):
     assert report.kl == 4.5
     assert report.kl_of_mean == report.kl_of_mean_all == 0
     assert report.var_mu.tolist() == [9.0]
-    assert report.information_total == pytest.approx(0.5 * math.log(10), rel=1e-15)
+    assert report.information == pytest.approx(0.5 * math.log(10), rel=1e-15)
     assert report.aggregate_kl == pytest.approx(4.5 - 0.5 * math.log(10), rel=1e-15)
 
 
@@ -177,7 +179,7 @@ def test_the_oracle_itself():
                 "kl_dims": sum(a * a + mpmath.exp(b) - 1 - b for a, b in zip(m, v)) / 2 / count,
                 "kl_of_mean_dims": (mean**2 + mpmath.exp(mean_v) - 1 - mean_v) / 2,
                 "aggregate_kl_dims": (mean**2 + total - 1 - mpmath.log(total)) / 2,
-                "information": (mpmath.log(total) - mean_v) / 2,
+                "information_dims": (mpmath.log(total) - mean_v) / 2,
                 "var_mu": var,
             }
             for name, value in exact.items():
@@ -199,16 +201,16 @@ def test_non_finite_values_are_counted_and_named(backend, many_programs, device)
     mu[0, 2], mu[4, 2], mu[5, 7], logvar[8, 11] = math.nan, math.inf, -math.inf, math.nan
     report = vaekl.diagnose(mu, logvar, backend=backend)
     assert report.nonfinite == 4
-    assert report.nonfinite_mu.tolist() == [0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0]
-    assert report.nonfinite_logvar.tolist() == [0] * 11 + [1]
-    for name in ("kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information", "mean_mu",
+    assert report.nonfinite_mu_dims.tolist() == [0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert report.nonfinite_logvar_dims.tolist() == [0] * 11 + [1]
+    for name in ("kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information_dims", "mean_mu",
                  "var_mu", "mean_logvar", "mean_var"):  # fmt: skip
         values, before = getattr(report, name), getattr(clean, name)
         assert values.isnan().nonzero().flatten().tolist() == [2, 7, 11], name
         keep = ~values.isnan()
         assert torch.equal(values[keep], before[keep]), name
     totals = report.to_dict()
-    for name in ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information_total"):
+    for name in ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information"):
         assert math.isnan(totals[name]), name
     assert report.verdict == (
         "4 values not finite (3 of mu, 1 of logvar) in dimensions 2, 7, 11: what depends on them "
@@ -224,7 +226,8 @@ def test_logvar_outside_its_range(backend, many_programs, device):
     logvar[5, 2], logvar[6, 2] = -30.0, 20.0  # inside
     report = vaekl.diagnose(mu, logvar, backend=backend)
     assert report.logvar_outside_dims.tolist() == [0, 2, 0, 1]
-    assert report.logvar_outside == 3 / 40
+    assert report.logvar_outside == 3
+    assert report.logvar_outside_share == 3 / 40
     assert "7.50% of logvar is outside" in report.verdict
     logvar[4, 3] = math.inf  # counted once, as what it is
     report = vaekl.diagnose(mu, logvar, backend=backend)
@@ -237,9 +240,9 @@ def test_what_float64_does_not_hold_is_not_made_up(logvar, backend, device):
     logvar = torch.full((3, 1), logvar, device=device)
     report = vaekl.diagnose(torch.zeros_like(logvar), logvar, backend=backend)
     assert report.kl == pytest.approx(math.inf if logvar[0] > 0 else 999.5)
-    assert report.information.isnan().all()
+    assert report.information_dims.isnan().all()
     assert report.aggregate_kl_dims.isnan().all()
-    assert report.logvar_outside == 1
+    assert report.logvar_outside_share == 1
 
 
 def test_no_gradient(backend, device):

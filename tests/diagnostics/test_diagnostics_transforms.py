@@ -104,7 +104,7 @@ def test_merged_batches_of_one_code_have_no_variance(count):
     assert report.samples == count
     assert report.var_mu.tolist() == [0.0, 0.0]
     assert report.mean_logvar.tolist() == same[1][0].double().tolist()
-    assert report.information.max() < 1e-13
+    assert report.information_dims.max() < 1e-13
 
 
 @pytest.mark.parametrize(("most", "error"), [(0, ValueError), (-1, ValueError), ("8", TypeError)])

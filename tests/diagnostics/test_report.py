@@ -63,7 +63,7 @@ def test_table():
     assert [int(row[0]) for row in table] == list(range(10))
     for i, row in enumerate(table):
         assert float(row[1]) == pytest.approx(float(report.kl_dims[i]), rel=1e-3)
-        assert float(row[3]) == pytest.approx(float(report.information[i]), rel=1e-3)
+        assert float(row[3]) == pytest.approx(float(report.information_dims[i]), rel=1e-3)
         assert (row[-1] == "collapsed") == (i < 7)
     assert max(map(len, text.splitlines()[:-1])) <= 100
 
@@ -85,7 +85,7 @@ def test_to_dict_is_flat_floats():
     every = report.to_dict(per_dimension=True)
     assert every.items() >= totals.items()
     assert all(type(value) is float for value in every.values())
-    assert every["information/9"] == report.information[9]
+    assert every["information_dims/9"] == report.information_dims[9]
     assert len(every) == len(totals) + 5 * 10
 
 
@@ -97,7 +97,7 @@ def test_plot(tmp_path):
     (axes,) = figure.axes
     bars = [bar.get_height() for bar in axes.patches]
     torch.testing.assert_close(torch.tensor(bars[:10]).double(), report.aggregate_kl_dims)
-    torch.testing.assert_close(torch.tensor(bars[10:]).double(), report.information)
+    torch.testing.assert_close(torch.tensor(bars[10:]).double(), report.information_dims)
     marks = [torch.tensor(line.get_ydata()) for line in axes.lines]
     torch.testing.assert_close(marks[0], report.kl_dims)
     torch.testing.assert_close(marks[1], report.kl_of_mean_dims)

@@ -16,7 +16,7 @@ def test_the_verdict_counts_what_is_not_collapsed():
     mu[:, :7], logvar[:, :7] = 0.1 * mu[:, :7], 0
     report = vaekl.diagnose(mu, logvar)
     assert report.collapsed.tolist() == [True] * 7 + [False] * 3
-    kept, every = report.information[7:].sum(), report.information.sum()
+    kept, every = report.information_dims[7:].sum(), report.information_dims.sum()
     assert f"{kept:.3g}" != f"{every:.3g}"
     assert f"the other 3 carry at most {kept:.3g} nats" in report.verdict
 

@@ -90,7 +90,7 @@ def test_every_public_function(backend, device):
             vaekl.reparameterize(mu, v, seed=1, backend=backend),
             *vaekl.nn.ReparameterizeKL(backend=backend)(mu, v, seed=2),
             vaekl.diagnose(mu, v, backend=backend).kl_dims,
-            vaekl.DiagnosticsAccumulator(backend=backend).update(mu, v).report().information,
+            vaekl.DiagnosticsAccumulator(backend=backend).update(mu, v).report().information_dims,
         )
         for v in (logvar, full)
     ]

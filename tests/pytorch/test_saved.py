@@ -38,7 +38,7 @@ SAVED = {
     "results": (vaekl.reparameterize_kl(MU, LOGVAR, seed=1), [vaekl.ReparamKL], tuple),
     "report": (
         vaekl.diagnose(MU, LOGVAR), [vaekl.DiagnosticsReport],
-        lambda report: [report.kl_dims, report.information],
+        lambda report: [report.kl_dims, report.information_dims],
     ),
     "accumulator": (
         vaekl.DiagnosticsAccumulator().update(MU, LOGVAR),

@@ -28,14 +28,18 @@ COLLAPSED_KL = 0.01
 class DiagnosticsReport:
     """KLs in nats per sample, and what the code carries; made by :func:`vaekl.diagnose`.
 
-    Per dimension: float64 (counts int64, flags bool) tensors on the CPU of the shape of an event,
-    ``mu.shape[batch_dims:]``. With m, l, the means of mu and logvar over the samples, E the mean
-    of e^logvar and V the variance of mu: ``k(m, l) = (m² + e^l − 1 − l) / 2`` is the KL of a
-    Gaussian to N(0, 1), and N(m, E + V) is the *aggregate*: the one Gaussian with the mean and
-    variance of all samples' codes together.
+    What ends in ``_dims``, the moments (``mean_...``, ``var_mu``) and the flags ``active`` and
+    ``collapsed`` are per dimension: float64 (counts int64, flags bool) tensors on the CPU of the
+    shape of an event, ``mu.shape[batch_dims:]``. All else are numbers: sums over the dimensions,
+    and how many there are (``..._units``).
 
-    For every dimension ``kl_dims = aggregate_kl_dims + information`` (the ELBO surgery of Hoffman
-    & Johnson 2016, with the aggregate posterior replaced by that Gaussian).
+    With m, l, the means of mu and logvar over the samples, E the mean of e^logvar and V the
+    variance of mu: ``k(m, l) = (m² + e^l − 1 − l) / 2`` is the KL of a Gaussian to N(0, 1), and
+    N(m, E + V) is the *aggregate*: the one Gaussian with the mean and variance of all samples'
+    codes together.
+
+    For every dimension ``kl_dims = aggregate_kl_dims + information_dims`` (the ELBO surgery of
+    Hoffman & Johnson 2016, with the aggregate posterior replaced by that Gaussian).
 
     Where mu or logvar is not finite, the dimension's values and the totals are NaN.
     """
@@ -50,7 +54,7 @@ class DiagnosticsReport:
     """KL of the mean parameters over every axis, one pair: the form with ``mean_over="all"``."""
     aggregate_kl_dims: Tensor
     """KL of the aggregate to the prior, (m² + E + V - 1 - log(E + V)) / 2."""
-    information: Tensor
+    information_dims: Tensor
     """(log(E + V) - l) / 2 ≥ 0: the mean KL of the samples to the aggregate. It bounds from above
     what a code in this dimension tells about which sample it is of (their mutual information)."""
     mean_mu: Tensor
@@ -61,9 +65,9 @@ class DiagnosticsReport:
     """Mean of logvar, l."""
     mean_var: Tensor
     """Mean of exp(logvar), E."""
-    nonfinite_mu: Tensor
+    nonfinite_mu_dims: Tensor
     """How many values of mu are NaN or infinite."""
-    nonfinite_logvar: Tensor
+    nonfinite_logvar_dims: Tensor
     """How many values of logvar are NaN or infinite."""
     logvar_outside_dims: Tensor
     """How many finite values of logvar are outside [-30, 20], where float32 has little use for
@@ -85,9 +89,9 @@ class DiagnosticsReport:
         return float(self.aggregate_kl_dims.sum())
 
     @property
-    def information_total(self) -> float:
-        """Sum of ``information``; the gap ``kl - aggregate_kl``."""
-        return float(self.information.sum())
+    def information(self) -> float:
+        """Sum of ``information_dims``, in nats; the gap ``kl - aggregate_kl``."""
+        return float(self.information_dims.sum())
 
     @property
     def active(self) -> Tensor:
@@ -117,12 +121,17 @@ class DiagnosticsReport:
     @property
     def nonfinite(self) -> int:
         """How many values of mu and logvar are NaN or infinite."""
-        return int(self.nonfinite_mu.sum() + self.nonfinite_logvar.sum())
+        return int(self.nonfinite_mu_dims.sum() + self.nonfinite_logvar_dims.sum())
 
     @property
-    def logvar_outside(self) -> float:
+    def logvar_outside(self) -> int:
+        """How many values of logvar are finite and outside [−30, 20]."""
+        return int(self.logvar_outside_dims.sum())
+
+    @property
+    def logvar_outside_share(self) -> float:
         """The share of logvar that is finite and outside [−30, 20]."""
-        return int(self.logvar_outside_dims.sum()) / (self.samples * self.dimensions)
+        return self.logvar_outside / (self.samples * self.dimensions)
 
     @property
     def verdict(self) -> str:
@@ -148,7 +157,7 @@ class DiagnosticsReport:
 
         Args:
             per_dimension: Also every dimension of ``kl_dims``, ``kl_of_mean_dims``,
-                ``aggregate_kl_dims``, ``information`` and ``var_mu``, as ``"kl_dims/0"``.
+                ``aggregate_kl_dims``, ``information_dims`` and ``var_mu``, as ``"kl_dims/0"``.
         """
         result = {name: float(getattr(self, name)) for name in views.TOTALS}
         if per_dimension:
@@ -204,12 +213,12 @@ def evaluate(s: Statistics) -> DiagnosticsReport:
         kl_of_mean_dims=values(0.5 * (mean * mean + phi(log_mean))),
         kl_of_mean_all=float(0.5 * (every[0] * every[0] + phi(every[1]))),
         aggregate_kl_dims=values(0.5 * (mean * mean + phi(log_aggregate)), unknown | beyond),
-        information=values(0.5 * information, unknown | beyond),
+        information_dims=values(0.5 * information, unknown | beyond),
         mean_mu=values(mean),
         var_mu=values(var),
         mean_logvar=values(log_mean),
         mean_var=values(s.mean_exp),
-        nonfinite_mu=s.nonfinite_mu.reshape(s.event),
-        nonfinite_logvar=s.nonfinite_logvar.reshape(s.event),
+        nonfinite_mu_dims=s.nonfinite_mu.reshape(s.event),
+        nonfinite_logvar_dims=s.nonfinite_logvar.reshape(s.event),
         logvar_outside_dims=s.logvar_outside.reshape(s.event),
     )

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .report import DiagnosticsReport
 
 #: What to_dict gives, by the report's own names.
-TOTALS = ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information_total",
-          "active_units", "collapsed_units", "dimensions", "samples", "logvar_outside",
+TOTALS = ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information",
+          "active_units", "collapsed_units", "dimensions", "samples", "logvar_outside_share",
           "nonfinite")  # fmt: skip
-PER_DIMENSION = ("kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information", "var_mu")
+PER_DIMENSION = (
+    "kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information_dims", "var_mu"
+)  # fmt: skip
 _RANGE = "[{:g}, {:g}]".format(*LOGVAR_RANGE)
 _ROWS = 16  # dimensions that the table shows
 
@@ -41,12 +43,12 @@ def verdict(report: DiagnosticsReport) -> str:
         parts = [
             f"{count} of {name}"
             for name, count in (
-                ("mu", int(report.nonfinite_mu.sum())),
-                ("logvar", int(report.nonfinite_logvar.sum())),
+                ("mu", int(report.nonfinite_mu_dims.sum())),
+                ("logvar", int(report.nonfinite_logvar_dims.sum())),
             )
             if count
         ]
-        bad = (report.nonfinite_mu + report.nonfinite_logvar) > 0
+        bad = (report.nonfinite_mu_dims + report.nonfinite_logvar_dims) > 0
         where = f" in {_dimension(bad)} {_names(report, bad)}" if bad.dim() else ""
         return (
             f"{_count(report.nonfinite, 'value')} not finite ({', '.join(parts)}){where}: what "
@@ -56,13 +58,13 @@ def verdict(report: DiagnosticsReport) -> str:
     if report.collapsed_units < report.dimensions and report.aggregate_kl > report.kl / 2:
         share = f"{report.aggregate_kl:.3g} of {report.kl:.3g} nats"
         more = f"; most of the KL ({share}) is how far all codes together are from the prior"
-    if report.logvar_outside:
-        more += f"; {_percent(report.logvar_outside)} of logvar is outside {_RANGE}"
+    if report.logvar_outside_share:
+        more += f"; {_percent(report.logvar_outside_share)} of logvar is outside {_RANGE}"
     collapsed, dimensions = report.collapsed_units, report.dimensions
     if collapsed == dimensions:
         all_of = "The only dimension is" if dimensions == 1 else f"All {dimensions} dimensions are"
         return f"{all_of} collapsed: the codes say next to nothing about the samples{more}."
-    carried = float(report.information[~report.collapsed].sum())
+    carried = float(report.information_dims[~report.collapsed].sum())
     at_most = f"at most {carried:.3g} nats about which sample a code is of"
     if collapsed:
         verb = "is" if collapsed == 1 else "are"
@@ -91,10 +93,10 @@ def text(report: DiagnosticsReport) -> str:
         ("KL of the mean, over the batch", f"{report.kl_of_mean:.5g}"),
         ("KL of the mean, over all axes", f"{report.kl_of_mean_all:.5g}"),
         ("aggregate KL", f"{report.aggregate_kl:.5g}"),
-        ("information", f"{report.information_total:.5g}"),
+        ("information", f"{report.information:.5g}"),
         ("active units (Var mu > 0.01)", f"{report.active_units} of {D}"),
         ("collapsed (KL < 0.01)", f"{report.collapsed_units} of {D}"),
-        (f"logvar outside {_RANGE}", _percent(report.logvar_outside)),
+        (f"logvar outside {_RANGE}", _percent(report.logvar_outside_share)),
         ("not finite", str(report.nonfinite)),
     ]
     size = f"{_count(report.samples, 'sample')}, {_count(D, 'dimension')}"
@@ -103,7 +105,7 @@ def text(report: DiagnosticsReport) -> str:
     shown = _largest(report, _ROWS)
     lines += ["", _cells("dim", "KL", "aggregate", "information", "KL of mean", "Var mu")]
     columns = [getattr(report, name).flatten()[shown].tolist()
-               for name in ("kl_dims", "aggregate_kl_dims", "information", "kl_of_mean_dims",
+               for name in ("kl_dims", "aggregate_kl_dims", "information_dims", "kl_of_mean_dims",
                             "var_mu")]  # fmt: skip
     collapsed = report.collapsed.flatten()
     for i, *values in zip(shown.tolist(), *columns):
@@ -141,12 +143,12 @@ def figure(report: DiagnosticsReport, most: int) -> Figure:
     shown = _largest(report, most)
     aggregate, information, kl, of_mean = (
         getattr(report, name).flatten()[shown].numpy()
-        for name in ("aggregate_kl_dims", "information", "kl_dims", "kl_of_mean_dims")
+        for name in ("aggregate_kl_dims", "information_dims", "kl_dims", "kl_of_mean_dims")
     )
     figure = Figure(figsize=(max(7.0, min(0.32 * len(shown) + 2, 16.0)), 5), layout="constrained")
     axes, at = figure.subplots(), range(len(shown))
     axes.bar(at, aggregate, color="tab:gray", label=f"aggregate KL ({report.aggregate_kl:.4g})")
-    label = f"information ({report.information_total:.4g})"
+    label = f"information ({report.information:.4g})"
     axes.bar(at, information, bottom=aggregate, color="tab:green", alpha=0.6, label=label)
     axes.plot(at, kl, "_", color="black", ms=14, mew=2, label=f"mean of the KLs ({report.kl:.4g})")
     label = f"KL of the mean ({report.kl_of_mean:.4g})"
