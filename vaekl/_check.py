@@ -202,7 +202,7 @@ def plan() -> list[tuple[BackendResult, tuple[Case, ...]]]:
 
 
 def run(progress: Progress) -> Iterator[BackendResult]:
-    """Each backend's results; `progress` is told of every case, and of the timing, before it."""
+    """Each backend's results; `progress(text)` is called before every case and the timing."""
     for result, cases in plan():
         for case in cases:
             progress(f"{result.name}: {case}")

@@ -1,8 +1,8 @@
 """Where the noise key (seed, offset) of a call comes from, and the stream in torch integers.
 
-The stream itself is fixed by ``vaekl.kernels.philox``. ``seed=`` is the key (seed, SEED_OFFSET); a
-CUDA generator gives its own Philox seed and offset and advances by 4; a CPU generator gives 64 bits
-as a seed.
+The stream itself is fixed by ``vaekl.kernels.philox`` (docs/noise.md). ``seed=`` is the key (seed,
+SEED_OFFSET); a CUDA generator gives its own Philox seed and offset and advances by 4; a CPU
+generator gives 64 bits as a seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOCK = threading.Lock()
 
 
 class _Word(threading.local):
-    """Memory for one 64-bit draw, of each thread its own."""
+    """Memory for one 64-bit draw, a separate one in each thread."""
 
     def __init__(self) -> None:
         with torch.inference_mode(False):

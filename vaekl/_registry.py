@@ -31,8 +31,8 @@ def define(
     Args:
         schema: Arguments and results, ``"(Tensor mu, ...) -> ..."``.
         tags: Of the operator.
-        forward: Its implementation. Python too, but not for torch.compile to look into when it has
-            let go of the caller.
+        forward: Its implementation. It is Python as well; Dynamo is kept from tracing it, which it
+            would try after a graph break in the caller.
         fake: The same for shapes, dtypes and strides alone.
     """
     operator = _operators.setdefault(name, {"functions": {}})

@@ -118,7 +118,7 @@ def is_traced() -> bool:
 
 
 def is_batched(*tensors: Tensor | None) -> bool:
-    """May one stand for a batch, in torch.func or by is_grads_batched of torch.autograd.grad?"""
+    """Can one be a batched tensor: of torch.func, or of is_grads_batched of torch.autograd.grad?"""
     if torch._C._are_functorch_transforms_active():
         return True
     if is_compiling():  # cannot trace what follows
@@ -127,13 +127,13 @@ def is_batched(*tensors: Tensor | None) -> bool:
 
 
 def is_in_vmap() -> bool:
-    """Under vmap each sample may need noise of its own, so its key has to be a batched tensor."""
+    """Then each sample may need noise of its own, and its key has to be a batched tensor."""
     levels = get_interpreter_stack() or ()
     return any(level.key() == TransformType.Vmap for level in levels)
 
 
 def is_recorded() -> bool:
-    """Then a key that the host reads would be a constant of the program, or has no value yet."""
+    """Is a program recorded? A key that the host read would be a constant of it, or no value."""
     return _len_torch_dispatch_stack() > 0 or _dispatch_tls_local_include_set().has(
         DispatchKey.PreDispatch
     )

@@ -52,7 +52,7 @@ class Outputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What backward needs beside the operands."""
+    """What backward needs beside the operands: 16 bytes, and 2 D numbers if there are means."""
 
     key: Tensor | None = None  # of the noise that was drawn, int64[2]: (seed, offset)
     means: Tensor | None = None  # of mu and logvar, [2, D] or, over all elements, [2]

@@ -72,8 +72,8 @@ def reparameterize_kl(
             more; for one axis say whether it is one observation (0) or samples of one element (1).
         eps: Noise to use, of a shape that broadcasts to mu's. Gets a gradient if it requires one.
         generator: Source of the noise, on mu's device. Default: torch's own.
-        seed: Noise of this seed, a pure function of (seed, b, d); no generator is touched.
-            At most one of eps, generator and seed.
+        seed: Noise of this seed, −2⁶³ ≤ seed < 2⁶⁴: a pure function of (seed, b, d), as
+            docs/noise.md says; no generator is touched. At most one of eps, generator and seed.
         clamp: (lo, hi) bounds on logvar as in torch.clamp, for z and both KLs; the gradient of
             logvar is 0 at the bounds and beyond (as torch.clamp's since torch 2.14, which before
             was 1 at the bounds). None or infinity is no bound on that side; one too large for the
@@ -263,7 +263,7 @@ def compute(
         logvar, eps, z_dtype = _validate.broadcast(mu, logvar, eps)
         given = Operands(mu, logvar, eps)
         road = _roads.road(mu, logvar, eps)
-    if road != "direct" or type(batch_dims) is not int:  # else for each kind of calls
+    if road != "direct" or type(batch_dims) is not int:  # else once a kind, by _plans
         batch_dims = _validate.batch_dims(batch_dims, mu)
     if eps is not None or source[0] is not None or source[1] is not None:
         source = _checked(mu, eps, source)

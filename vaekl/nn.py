@@ -96,7 +96,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> ReparamKL[OfMean]:
-        """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; errors as there.
+        """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; TypeError, ValueError as there.
 
         ``unnamed``: nothing. (torch's ONNX exporter by tracing gives defaults without names.)
         """

@@ -100,7 +100,7 @@ registry: dict[str, Entry] = {
 }
 FALLBACK = "eager"
 _FASTEST = {"cuda": "triton", "cpu": "cpu"}
-#: Where shapes keep changing most do not come again, and a plan takes some KB.
+#: Plans that are kept of a kind: shapes that keep changing rarely come back, and one takes some KB.
 MOST = 256
 _loaded: dict[str, Backend] = {}
 _found: dict[tuple[str, str], str | None] = {}

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-#: Bytes from which an array is worth it; NumPy does the same, from the same size on.
+#: Smallest result, in bytes, for which huge pages pay; NumPy has the same threshold.
 LARGE = 4 << 20
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux has it
 _madvise = None if _ADVICE is None else ctypes.CDLL(None).madvise

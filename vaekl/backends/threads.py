@@ -35,8 +35,8 @@ _leader: tuple[int, ThreadPoolExecutor] | None = None
 def _lead() -> ThreadPoolExecutor | None:
     """In a forked child, a thread to start teams from.
 
-    The one that lived on may have been of a team whose other threads did not, and would wait for
-    them for ever.
+    fork copies only the calling thread; if that one belonged to an OpenMP team, it would wait for
+    the others for ever. So teams are started from a new thread.
     """
     global _leader
     process = os.getpid()

@@ -17,7 +17,7 @@ __all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
 
 
 class DiagnosticsAccumulator:
-    """Statistics of many batches, as of all their samples at once; no sample is kept.
+    """Statistics of many batches, equal to those of all their samples in one; no sample is kept.
 
     ```python
     accumulator = vaekl.DiagnosticsAccumulator()

@@ -47,16 +47,17 @@ class DiagnosticsReport:
     samples: int
     """Number of samples, B."""
     kl_dims: Tensor
-    """Mean of the KLs of the samples."""
+    """Mean of the KLs of the samples, in nats."""
     kl_of_mean_dims: Tensor
-    """KL of the mean parameters, k(m, l)."""
+    """KL of the mean parameters, k(m, l), in nats."""
     kl_of_mean_all: float
     """KL of the mean parameters over every axis, one pair: the form with ``mean_over="all"``."""
     aggregate_kl_dims: Tensor
-    """KL of the aggregate to the prior, (m² + E + V - 1 - log(E + V)) / 2."""
+    """KL of the aggregate to the prior in nats, (m² + E + V - 1 - log(E + V)) / 2."""
     information_dims: Tensor
-    """(log(E + V) - l) / 2 ≥ 0: the mean KL of the samples to the aggregate. It bounds from above
-    what a code in this dimension tells about which sample it is of (their mutual information)."""
+    """(log(E + V) - l) / 2 ≥ 0, in nats: the mean KL of the samples to the aggregate. It bounds
+    from above what a code in this dimension tells about which sample it is of (their mutual
+    information)."""
     mean_mu: Tensor
     """Mean of mu, m."""
     var_mu: Tensor
