@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ def _refuse_to_compile(generator: torch.Generator | None) -> None:
         torch._dynamo.graph_break(msg="generator= cannot be compiled: leave it out, or use seed=")
 
 
+_needs = lru_cache(Needs)  # there are eight, and a lookup takes half the time of making one
+
+
 def _keep(
     ctx: Any, spec: Spec, storage: Storage, results: tuple[Outputs, Saved], needs: Needs
 ) -> list[Tensor]:
@@ -59,10 +63,13 @@ def _keep(
     outputs, saved = results
     ctx.spec = spec
     ctx.set_materialize_grads(False)
-    if not (needs[0] and needs[1] and storage[2] is None):
-        storage = _kept(spec, storage, needs)
-    ctx.save_for_backward(*storage, *saved)
-    if needs[0] or needs[1]:
+    of_first, of_second, _ = needs
+    first, second, eps = storage
+    if not (of_first and of_second and eps is None):
+        first, second, eps = _kept(spec, storage, needs)
+    key, means, noise = saved
+    ctx.save_for_backward(first, second, eps, key, means, noise)
+    if of_first or of_second:
         return []
     return [t for t in outputs[1:] if t is not None]
 
@@ -134,8 +141,9 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         """One forward launch. `rest`, as one argument, costs autograd less than three."""
         spec, source, storage = rest
         results = _plans.forward(spec, operands(spec, storage), source)
-        _, *needs = ctx.needs_input_grad
-        constants = _keep(ctx, spec, storage, results, Needs(*needs))
+        _, of_first, of_second, of_eps = ctx.needs_input_grad
+        needs = _needs(of_first, of_second, of_eps)
+        constants = _keep(ctx, spec, storage, results, needs)
         if constants:
             ctx.mark_non_differentiable(*constants)
         return results[0]
@@ -145,7 +153,7 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         """One backward launch."""
         dz, dkl, dkl_of_mean = upstream
         _, of_first, of_second, of_eps = ctx.needs_input_grad
-        needs = Needs(of_first, of_second, of_eps)
+        needs = _needs(of_first, of_second, of_eps)
         return None, *_gradients(ctx, Outputs(dz, dkl, dkl_of_mean), needs)
 
 

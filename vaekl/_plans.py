@@ -56,10 +56,8 @@ def use_config(config: layout.Config) -> Iterator[None]:
         forget()
 
 
-def _signature(tensor: Tensor | None, is_sized: bool) -> Any:
+def _signature(tensor: Tensor, is_sized: bool) -> Any:
     """What a plan may depend on."""
-    if tensor is None:
-        return None
     if not is_sized:
         if tensor.is_contiguous():
             return tensor.dtype, tensor.dim(), tensor.device
@@ -78,7 +76,8 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
     mu, scale, eps = x
     is_sized = backends.registry[spec.backend].is_sized or mu.numel() == 0
     kind = (
-        spec, _signature(mu, is_sized), _signature(scale, is_sized), _signature(eps, is_sized)
+        spec, _signature(mu, is_sized), _signature(scale, is_sized),
+        None if eps is None else _signature(eps, is_sized),
     )  # fmt: skip
     plan = _forward.get(kind)
     if plan is None:
@@ -126,9 +125,9 @@ def backward(
         needs,
         _signature(mu, is_sized),
         _signature(scale, is_sized),
-        _signature(eps, is_sized),
-        _signature(dz, is_sized),
-        _signature(dkl, is_sized),
+        None if eps is None else _signature(eps, is_sized),
+        None if dz is None else _signature(dz, is_sized),
+        None if dkl is None else _signature(dkl, is_sized),
         None if dkl_of_mean is None else dkl_of_mean.dtype,
         None if into is None else (into.mu.stride(), into.scale.stride()),
     )

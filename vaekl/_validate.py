@@ -296,11 +296,11 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
     """
     if backend == "auto":
         return backends.automatic(device.type)
-    name: str
-    name = backend if type(backend) is str and backends.is_known(backend) else backend_name(backend)
-    if backends.why_not(name, device.type) is not None:
-        backends.require(name, device.type)
-    place = backends.place(name, device.type)
-    if place is not None and (name != "triton" or not _interpreting()):
-        raise ValueError(f"backend={name!r} needs tensors on {place.format(device)}")
-    return name
+    kind: str = device.type
+    name: str = backend if type(backend) is str else backend_name(backend)
+    problem = backends.problem(name, kind)
+    if problem is None or (problem and name == "triton" and _interpreting()):
+        return name
+    backend_name(name)
+    backends.require(name, kind)
+    raise ValueError(f"backend={name!r} needs tensors on {problem.format(device)}")

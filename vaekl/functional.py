@@ -306,6 +306,8 @@ def compute_moments(
 def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:
     """The source, if it is one and fits mu; the seed as an int64."""
     generator, given = source
+    if type(given) is int and 0 <= given < 1 << 63 and eps is None and generator is None:
+        return source  # as most are
     seed = _validate.noise(mu, eps, generator, given)
     if seed is None or (seed is given and seed < 1 << 63):
         return source

@@ -127,19 +127,18 @@ def names() -> tuple[str, ...]:
     return tuple(registry)
 
 
-def is_known(name: str) -> bool:
-    """Is it the name of a backend?"""
-    return name in registry
-
-
 def keeps_noise(name: str) -> bool:
     """Is ``Saved.noise`` what backward needs, not ``Saved.key``?"""
     return registry[name].keeps_noise
 
 
-def place(name: str, device: str) -> str | None:
-    """Which tensors a backend takes, if not those of this type of device."""
-    entry = registry[name]
+def problem(name: str, device: str) -> str | None:
+    """What is wrong with a backend for this type of device: its name, that it cannot run
+    (``require`` says why), or which tensors it takes.
+    """
+    entry = registry.get(name)
+    if entry is None or why_not(name, device) is not None:
+        return ""
     takes_it = not entry.devices or device in entry.devices or device == "meta"
     return None if takes_it else entry.place
 
