@@ -107,6 +107,39 @@ def backward(
     return whole, None, _plans.backward(spec, x, saved, upstream, both, into).eps
 
 
+def _checked(spec: Spec, tensors: list[Tensor]) -> Operands:
+    """The operands of a program's call. It may be wrong, and its kind be known all the same."""
+    count = (1 if spec.packed is not None else 2) + spec.has_eps
+    if len(tensors) != count:
+        raise ValueError(f"this spec is of {count} tensors, got {len(tensors)}")
+    if spec.packed is not None:
+        _validate.moments(tensors[0], spec.packed)
+    x = operands(spec, stored(spec, tensors))
+    _validate.parameters(x, spec.batch_dims)
+    return x
+
+
+def _check_backward(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> None:
+    """Kernels read as much of these as the shape of mu says."""
+    if all(gradient is None for gradient in upstream):
+        raise ValueError("at least one of the gradients of z, kl and kl_of_mean must be given")
+    batch, event = sizes(x.mu.shape, spec.batch_dims)
+    rows = x.mu.shape[: spec.batch_dims] if spec.reduction == "none" else ()
+    shapes = {"z": x.mu.shape, "kl": rows, "kl_of_mean": ()}
+    for name, gradient in upstream._asdict().items():
+        if gradient is not None and gradient.shape != shapes[name]:
+            raise ValueError(
+                f"the gradient of {name} must have shape {tuple(shapes[name])}, got "
+                f"{tuple(gradient.shape)}"
+            )
+    counts = {"key": 2, "means": 2 * event if spec.mean_over == "batch" else 2}
+    counts["noise"] = batch * event
+    for (name, tensor), is_there in zip(saved._asdict().items(), _wanted(spec)[3:]):
+        if is_there and (tensor is None or tensor.numel() != counts[name]):
+            found = "None" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise ValueError(f"saved {name} must have {counts[name]} elements, got {found}")
+
+
 def _forward_operator(
     first: Tensor,
     others: list[Tensor],
@@ -115,8 +148,7 @@ def _forward_operator(
     text: str,
 ) -> list[Tensor]:
     spec = from_text(text)
-    x = operands(spec, stored(spec, [first, *others]))
-    _validate.parameters(x, spec.batch_dims)  # a program may be wrong for a kind that is known
+    x = _checked(spec, [first, *others])
     results = _plans.forward(spec, x, Source(generator, seed))
     return [t for part in results for t in part if t is not None]
 
@@ -153,8 +185,9 @@ def _backward_operator(
     needs: list[bool],
 ) -> list[Tensor]:
     spec = from_text(text)
-    given = Needs(*(bool(need) for need in stored(spec, needs)))
     results = Saved(*saved), Outputs(*upstream)
+    _check_backward(spec, _checked(spec, storage), *results)
+    given = Needs(*(bool(need) for need in stored(spec, needs)))
     found = backward(spec, stored(spec, storage), *results, given)
     return [t for t in found if t is not None]
 

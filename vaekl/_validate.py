@@ -175,7 +175,7 @@ def batch_dims(value: Any, mu: Tensor, name: str = "mu") -> int:
             f"{tuple(mu.shape)}: batch_dims=0 for one observation of {size}"
             + (", batch_dims=1 for as many samples of one element each" if mu.dim() else "")
         )
-    return integer("batch_dims", value, 0, mu.dim(), (name, mu))
+    return operator.index(integer("batch_dims", value, 0, mu.dim(), (name, mu)))  # no symbol
 
 
 def moments(value: Any, dim: Any, name: str = "moments") -> int:
@@ -190,7 +190,7 @@ def moments(value: Any, dim: Any, name: str = "moments") -> int:
             f"{name} must have an even size along dim={dim}, mu and logvar half each; got "
             f"{shape[dim]} (shape {tuple(shape)})"
         )
-    axis: int = dim % rank
+    axis: int = operator.index(dim) % rank  # a symbol of torch.compile becomes a constant
     return axis
 
 

@@ -226,3 +226,17 @@ def test_bad_input_is_named(device):
     mu = torch.zeros(4, 6, device=device)
     with pytest.raises(ValueError, match=r"logvar must have the shape of mu, \(4, 6\)"):
         compiled(mu, mu[:2])
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_of_axes_as_arguments(dynamic, device):
+    """Constants of a program, though torch.compile may trace them as symbols."""
+    mu, logvar = make_inputs((4, 6, 2), device=device)
+    calls = (
+        lambda m, v, n: vaekl.kl_loss(m, v, batch_dims=n),
+        lambda m, v, n: vaekl.reparameterize_kl_moments(m, dim=n, batch_dims=n, seed=1).kl,
+    )
+    for call in calls:
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        for n in (1, 2, 0):
+            torch.testing.assert_close(compiled(mu, logvar, n), call(mu, logvar, n))

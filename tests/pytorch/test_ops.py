@@ -71,6 +71,45 @@ def test_opcheck_of_a_backward_that_eps_has_no_part_in(storage, backend, device)
     torch.library.opcheck(BACKWARD, arguments, test_utils=CHECKS)
 
 
+def test_a_forward_that_does_not_fit_its_text(backend, device):
+    mu, logvar = make_inputs((4, 6), device=device)
+    pair = Spec(True, "none", "batch", 1, "logvar", None, backend)
+    for spec, others in (
+        (pair._replace(has_eps=True), [logvar]),
+        (pair, [logvar, logvar]),
+        (pair, []),
+        (pair._replace(packed=1), [logvar]),
+    ):
+        with pytest.raises(ValueError, match="this spec is of"):
+            FORWARD(mu, others, None, None if spec.has_eps else 1, to_text(spec))
+    with pytest.raises(ValueError, match="even size"):
+        FORWARD(mu[:, :5], [], None, 1, to_text(pair._replace(packed=1)))
+
+
+@pytest.mark.parametrize("wrong", ["dz", "dkl", "all", "saved", "means", "logvar"])
+def test_a_backward_that_does_not_fit_its_text(wrong, backend, device):
+    """Kernels would read past the end of it."""
+    mu, logvar = make_inputs((4, 6), device=device)
+    spec = Spec(True, "none", "batch", 1, "logvar", None, backend)
+    outputs, saved = _operators.named(spec, FORWARD(mu, [logvar], None, 1, to_text(spec)))
+    upstream, saved, storage = [*outputs], [*saved], [mu, logvar]
+    BACKWARD(storage, upstream, saved, to_text(spec), [True, True])  # a kind that is known
+    if wrong == "dz":
+        upstream[0] = upstream[0][:2]
+    elif wrong == "dkl":
+        upstream[1] = upstream[1][:1]
+    elif wrong == "all":
+        upstream = [None] * 3
+    elif wrong == "saved":
+        saved = [None, saved[1], None]
+    elif wrong == "means":
+        saved[1] = saved[1][:, :3]
+    else:
+        storage[1] = logvar[:1]
+    with pytest.raises(ValueError, match=r"must (have|be given)"):
+        BACKWARD(storage, upstream, saved, to_text(spec), [True, True])
+
+
 @pytest.mark.parametrize("packed", [None, 0, 3])
 @pytest.mark.parametrize("clamp", [None, (-math.inf, 1.0), (-0.1, math.inf), (1e-300, 1 / 3)])
 @pytest.mark.parametrize("options", OPTIONS)
