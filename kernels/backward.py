@@ -35,7 +35,7 @@ def backward_kernel(
     p_dz,  # [B, D] or None
     p_dkl,  # [B] if PER_ROW, else [], or None
     p_dkl_of_mean,  # [], or None
-    p_state,  # int64[2]: the noise key that forward used
+    p_key,  # int64[2]: the noise key that forward used
     p_means,  # [2, D] for "batch", [2] for "all"
     p_dmu,  # [B, D], or None: not wanted
     p_dscale,  # [B, D], or None
@@ -71,8 +71,8 @@ def backward_kernel(
     DRAW: tl.constexpr = p_dz is not None and p_dscale is not None and p_eps is None
 
     if DRAW:
-        seed = tl.load(p_state)
-        offset = tl.load(p_state + 1)
+        seed = tl.load(p_key)
+        offset = tl.load(p_key + 1)
     if p_dkl is not None and not PER_ROW:
         b_dkl = divide(tl.load(p_dkl).to(DTYPE), kl_denominator.to(DTYPE))
     # What kl_of_mean sends to a column does not depend on the row.

@@ -131,8 +131,8 @@ def forward_kernel(
     p_kl,  # [B] if PER_ROW, else [], or None
     p_kl_of_mean,  # [], or None exactly if MEAN_OVER = "none"
     p_means,  # [2, D] for "batch", [2] for "all": batch means of mu and logvar, for backward
-    p_state,  # int64[2]: the noise key used, for backward; None where nothing is drawn
-    p_key,  # int64[2]: the noise key, read if key_on_device; else any pointer
+    p_key,  # int64[2]: the noise key used, for backward; None where nothing is drawn
+    p_device_key,  # int64[2]: the noise key, read if key_on_device; else any pointer
     p_scratch,  # DTYPE[scratch_size], None where one program does it all
     p_counters,  # int32[counter_count], zero between launches
     seed: tl.int64,
@@ -167,13 +167,13 @@ def forward_kernel(
     KL_TOTAL: tl.constexpr = (p_kl is not None) and not PER_ROW
     KL_ROWS: tl.constexpr = (p_kl is not None) and PER_ROW
 
-    if p_state is not None:
+    if p_key is not None:
         if key_on_device != 0:
-            seed = tl.load(p_key)
-            offset = tl.load(p_key + 1)
+            seed = tl.load(p_device_key)
+            offset = tl.load(p_device_key + 1)
         if i_tile + i_range == 0:
-            tl.store(p_state, seed)
-            tl.store(p_state + 1, offset)
+            tl.store(p_key, seed)
+            tl.store(p_key + 1, offset)
 
     col = i_tile * BLOCK_COLS
     o_col = col + tl.arange(0, BLOCK_COLS)

@@ -127,5 +127,8 @@ def philox_normal(
         radius = torch.sqrt(-2.0 * torch.log(uniform))
         angle = angle_word.double() * (2.0 * math.pi * 2.0**-32)
         lanes += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    normals = torch.stack(lanes, dim=-1).reshape(batch, groups * 4)
-    return normals[:, :event].to(dtype)
+    normals = torch.stack(lanes, dim=-1)
+    if torch.compiler.is_compiling():  # a slice would tie a size that is left open to whole groups
+        row, column = torch.arange(batch, device=device), torch.arange(event, device=device)
+        return normals.flatten()[row[:, None] * (groups * 4) + column].to(dtype)
+    return normals.reshape(batch, groups * 4)[:, :event].to(dtype)

@@ -86,7 +86,7 @@ def call_backward(
         tensors, list(upstream), list(saved), to_text(spec), given
     )
     left = iter(results)
-    found = [next(left) if is_given else None for is_given in _given(spec, upstream.z, given)]
+    found = [next(left) if is_given else None for is_given in _returned(spec, upstream.z, given)]
     first, second, eps = stored(spec, found)
     return first, second, eps
 
@@ -202,13 +202,13 @@ def _backward_fake(
     """Gradients look like what they are of."""
     return [
         torch.empty_like(t)
-        for t, need in zip(storage, _given(from_text(text), upstream[0], needs))
+        for t, need in zip(storage, _returned(from_text(text), upstream[0], needs))
         if need
     ]
 
 
-def _given(spec: Spec, dz: Tensor | None, needs: Sequence[bool]) -> list[bool]:
-    """Which gradients the backward operator gives: that of eps comes from dz alone."""
+def _returned(spec: Spec, dz: Tensor | None, needs: Sequence[bool]) -> list[bool]:
+    """Which gradients the backward operator returns: that of eps comes from dz alone."""
     return [*needs[:-1], needs[-1] and (dz is not None or not spec.has_eps)]
 
 

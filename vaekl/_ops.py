@@ -106,8 +106,7 @@ def _gradients(
     spec, saved, storage = ctx.spec, Saved(key, means, noise), (first, second, eps)
     road: _roads.Road = "composed"  # for create_graph: formulas that torch can see into
     if not torch.is_grad_enabled():
-        tensors = (dz, dkl, dkl_of_mean, *storage)
-        road = "direct" if _roads.is_direct(*tensors) else _roads.road(*tensors)
+        road = _roads.road(dz, dkl, dkl_of_mean, *storage)
     if road == "direct":
         return _operators.backward(spec, storage, saved, upstream, needs)
     if road == "operator":

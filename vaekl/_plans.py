@@ -27,7 +27,8 @@ from ._spec import (
     compute_dtype,
     sizes,
 )
-from .backends import Backward, Forward, layout
+from .backends import layout
+from .backends.protocol import Backward, Forward, remember
 
 _forward: dict[Any, Forward] = {}
 _backward: dict[Any, Backward] = {}
@@ -82,7 +83,7 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
     plan = _forward.get(kind)
     if plan is None:
         plan = _plan_forward(spec, x)
-        backends.remember(_forward, kind, plan)
+        remember(_forward, kind, plan)
     return plan(x, source)
 
 
@@ -134,7 +135,7 @@ def backward(
     plan = _backward.get(kind)
     if plan is None:
         plan = _plan_backward(spec, x, upstream, needs, into)
-        backends.remember(_backward, kind, plan)
+        remember(_backward, kind, plan)
     key, means, _ = saved
     if (key is not None and not key.is_contiguous()) or (
         means is not None and not means.is_contiguous()

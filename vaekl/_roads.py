@@ -1,4 +1,4 @@
-"""Which of three roads a call takes: the only place that asks.
+"""Which of three roads a call takes.
 
 - "direct": plain tensors and nothing else going on; straight to the backend.
 - "operator": torch.compile, modes, captures, fake and meta tensors; what torch records is one

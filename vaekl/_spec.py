@@ -29,7 +29,7 @@ class Gradients(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which of the gradients are needed."""
+    """Which gradients are needed: of the operands, or of the three tensors of a storage."""
 
     mu: bool
     scale: bool

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import backends
 from ._spec import DTYPES, Operands, compute_dtype, sample_dtype
+from .backends.protocol import interpreting
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
@@ -119,7 +120,7 @@ def fails(condition: Any) -> bool:
 
 
 #: What runs compiled kernels on tensors of the CPU (simulators, tests) puts another in its place.
-_interpreting = backends.interpreting
+_interpreting = interpreting
 
 
 def _is_known(condition: Any) -> bool:
@@ -261,6 +262,8 @@ def clamp_bounds(
         clamp = clamp.tolist()
     if not isinstance(clamp, Sequence) or isinstance(clamp, str) or len(clamp) != 2:
         raise TypeError(f"clamp must be a pair (lo, hi) or None, got {clamp!r}")
+    # What torch.compile makes of NumPy's scalars is an array.
+    clamp = [v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for v in clamp]
     for value in clamp:
         if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
             raise TypeError(f"clamp bounds must be numbers or None, got {clamp!r}")

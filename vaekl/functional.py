@@ -251,7 +251,7 @@ def compute(
     """
     mu, logvar, eps = given
     z_dtype = None
-    # A number in place of a tensor is not on the direct road, nor is a missing one.
+    # is_direct denies what is no tensor; None it passes, which eps alone may be.
     road: _roads.Road = "direct"
     if (
         mu is None

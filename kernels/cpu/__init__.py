@@ -13,7 +13,7 @@ from . import backward, forward, statistics
 from .cache import keep_on_disk
 from .forms import FORMS
 from .memory import BLOCK
-from .plan import ALL, BATCH, NONE, Plan, pack
+from .plan import ALL, BATCH, NONE, Plan, pack, resized
 from .storage import BF16, F16, F32, F64
 from .walk import WORKERS
 
@@ -35,6 +35,7 @@ __all__ = [
     "Kernel",
     "Plan",
     "pack",
+    "resized",
 ]
 
 

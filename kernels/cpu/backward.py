@@ -36,7 +36,7 @@ class Tensors(NamedTuple):
     dkl: int  # addresses
     dkl_of_mean: int
     means: int
-    state: int
+    saved_key: int
 
 
 class Values(NamedTuple):
@@ -138,7 +138,7 @@ def read_rows(plan, place, address, dkl):
 @njit(**JIT)
 def work(plan, space, tensors):
     """A worker's part: pieces until none is left."""
-    mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, state = tensors
+    mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, saved_key = tensors
     own, scratch = join(space), space.scratch
     dtype, zero = own.dtype.type, own.dtype.type(0)
     has_dz, has_dkl = dz.address != 0, dkl != 0
@@ -150,7 +150,7 @@ def work(plan, space, tensors):
     is_drawn = has_dz and dscale.address != 0 and eps.address == 0
     key = Key(0, 0)
     if is_drawn:
-        key = Key(read(state, 0, np.int64(0)), read(state, 1, np.int64(0)))
+        key = Key(read(saved_key, 0, np.int64(0)), read(saved_key, 1, np.int64(0)))
     for piece in pieces(plan, scratch):
         if dkl_of_mean != 0:
             of_mean_gradients(plan, piece, own, tensors, b_dkl, (of_mu, of_logvar))
@@ -192,12 +192,12 @@ def backward_kernel(
     scratch,  # float64[scratch_size], zeros
     mu, scale, eps,  # addresses, [B, D]; eps 0: drawn in forward, again here
     dz, dkl, dkl_of_mean,  # addresses: upstream gradients
-    state, means,  # addresses: what forward left
+    saved_key, means,  # addresses: what forward left
     dmu, dscale, deps,  # addresses, [B, D]
 ):  # fmt: skip
     """The gradients. An address of 0: absent or not wanted."""
     operands = operands_at(plan, (mu, scale, eps, dz, dmu, dscale, deps))
     plan, space = plan_at(plan), workspace(memories, scratch)
     mu, scale, eps, dz, dmu, dscale, deps = operands
-    tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, state)
+    tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key)
     on_team(parallel, threads, work, (plan, space, tensors))

@@ -210,13 +210,13 @@ def forward_kernel(
     kl,  # address, [B] if per row, else []
     kl_of_mean,  # address, []
     means,  # address, [2, D] by column, else [2]: of mu and logvar, for backward
-    state,  # address, int64[2]: the noise key, for backward
+    saved_key,  # address, int64[2]: the noise key, for backward
     seed, offset,
 ):  # fmt: skip
     """z, kl and kl_of_mean. An address of 0: absent or not wanted."""
-    if state != 0:
-        write(state, 0, seed)
-        write(state, 1, offset)
+    if saved_key != 0:
+        write(saved_key, 0, seed)
+        write(saved_key, 1, offset)
     mu, scale, eps, z = operands_at(plan, (mu, scale, eps, z))
     plan, space = plan_at(plan), workspace(memories, scratch)
     tensors = Tensors(mu, scale, eps, z, kl, means)

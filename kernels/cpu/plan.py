@@ -48,6 +48,7 @@ class Operand(NamedTuple):
 
 
 _FIELDS = tuple(Plan.__annotations__.values())
+_DENOMINATOR = Plan._fields.index("denominator")
 _LAYOUT = len(Operand._fields) - 1  # words of an operand: all but its address
 
 
@@ -62,6 +63,17 @@ def _words(operands):
 def pack(plan, layouts):
     """A plan, and (kind, row, outer, inner) of each operand, to be kept for who has its address."""
     return array("q", _words(len(layouts)).pack(*plan, *chain.from_iterable(layouts)))
+
+
+def resized(packed, batch, event, denominator):
+    """Another packed plan: that of rows, one piece and its operands contiguous, of another size."""
+    words = packed[:]
+    words[:5] = array("q", (batch, event, event, event, batch))
+    words[_DENOMINATOR] = denominator
+    for row in range(len(_FIELDS) + 1, len(words), _LAYOUT):
+        if words[row] != 0:
+            words[row] = event
+    return words
 
 
 def _load(context, builder, address, first, kinds):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import vaekl
-from vaekl import _plans, _roads, backends
+from vaekl import _plans, _roads
 from vaekl._spec import Spec, to_text
 from vaekl.backends import layout as geometry
+from vaekl.backends import protocol
 from vaekl.testing import make_inputs
 
 
@@ -92,7 +93,7 @@ def test_operators_check_too(backend, device):
 
 
 def test_no_more_kinds_are_kept_than_so_many(device, monkeypatch):
-    monkeypatch.setattr(backends, "MOST", 8)
+    monkeypatch.setattr(protocol, "MOST", 8)
     for n in range(1, 30):
         mu, logvar = (t.requires_grad_() for t in make_inputs((n, 3), device=device))
         out = vaekl.reparameterize_kl(mu, logvar, seed=1, backend="eager")

@@ -85,6 +85,48 @@ def test_threads_do_not_change_a_bit(shape, reduction, mean_over, threads, worke
     assert equal(found[0], found[2])
 
 
+# One row or column or none of either, one piece and just too much for one, a block and a bit more.
+SIZES = [(3, 4), (1, 5), (33, 17), (7, 1), (1, 1), (2, 2), (3276, 5), (2048, 8), (2049, 8),
+         (2, kernels.BLOCK), (2, kernels.BLOCK + 1), (1, 9), (9, 1), (40, 30)]  # fmt: skip
+KINDS = {
+    "two tensors": make_inputs,
+    "and eps": lambda shape: [*make_inputs(shape), make_inputs(shape, dtype=torch.bfloat16)[0]],
+    "rows of halves": lambda shape: [torch.cat(make_inputs(shape))],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mean_over", [None, "batch", "all"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "batchmean"])
+def test_sizes_in_any_order(reduction, mean_over, kind):
+    """A plan made for one size serves others; what came first does not show."""
+    options = {"reduction": reduction, "backend": "cpu", "clamp": (-2, 1)}
+    options |= {"kl_of_mean": False} if mean_over is None else {"mean_over": mean_over}
+
+    def function(first, second=None, eps=None):
+        noise = {"seed": 3} if eps is None else {"eps": eps}
+        if second is None:
+            return vaekl.reparameterize_kl_moments(first, dim=0, batch_dims=1, **noise, **options)
+        return vaekl.reparameterize_kl(first, second, **noise, **options)
+
+    def call(shape, is_number):
+        inputs, upstream = KINDS[kind](shape), None
+        if is_number:  # as of sum().backward()
+            outputs = function(*inputs)
+            upstream = [None if o is None else o.new_ones(()).expand(o.shape) for o in outputs]
+        return step(function, inputs, upstream).tensors
+
+    calls = [(shape, is_number) for shape in SIZES for is_number in (False, True)]
+    alone = {}
+    for one in calls:
+        _plans.forget()
+        alone[one] = call(*one)
+    for order in (calls, calls[::-1], sorted(calls), sorted(calls, key=lambda call: call[0][::-1])):
+        _plans.forget()
+        for one in order:
+            assert equal(call(*one), alone[one]), one
+
+
 def test_large_inputs_agree_with_eager():
     """Several pieces, both along rows and columns."""
     for shape in LARGE:

@@ -77,6 +77,18 @@ def test_compiled(case, device):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_bounds_of_numpy_in_a_program(fullgraph, device):
+    """Which torch.compile makes arrays of."""
+    mu, logvar = make_inputs((3, 4, 6), device=device)
+    compiled = torch.compile(
+        lambda m, v: vaekl.kl_loss(m, v, clamp=(np.float32(-0.5), np.float64(0.5))),
+        fullgraph=fullgraph, backend="aot_eager",
+    )  # fmt: skip
+    expected = vaekl.kl_loss(mu, logvar, clamp=(-0.5, 0.5))
+    assert torch.equal(compiled(mu, logvar), expected)
+
+
 def test_a_module_keeps_numbers_of_python(device):
     """Whatever it was given, a compiled program takes them for constants."""
     mu, logvar = make_inputs((4, 6), device=device)

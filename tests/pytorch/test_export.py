@@ -64,6 +64,23 @@ def test_any_batch(options, strict, backend, device):
         close(program.module()(*inputs), module(*inputs))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("noise", [{"seed": 3}, {}])
+def test_any_event(noise, strict, backend, device):
+    """Sizes that are no whole groups of noise, and fewer than one."""
+    axes = {0: BATCH, 1: Dim("event", min=2)}
+    inputs = tuple(make_inputs((4, 6), device=device))
+    module = Draw(backend, **noise)
+    program = export(module, inputs, dynamic_shapes=(axes, axes), strict=strict).module()
+    for shape in ((4, 6), (3, 2), (1, 9), (5, 8)):
+        inputs = make_inputs(shape, device=device)
+        z, kl = program(*inputs)
+        assert z.shape == shape
+        close([kl], [module(*inputs)[1]])
+        if noise:
+            close([z], [module(*inputs)[0]])
+
+
 def test_no_operator_of_vaekl_is_left(backend, device):
     """Nor anything else that is not torch's own: a runtime without Python can run it."""
     for program in (exported(Loss(backend), 3, device), exported(Draw(backend), 2, device)):

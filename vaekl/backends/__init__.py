@@ -1,4 +1,4 @@
-"""What a backend is, which there are, which can run in this process, and why another cannot.
+"""Which backends there are, which can run in this process, and why another cannot.
 
 A library that is installed may still not import (numba beside a NumPy that is too new for it),
 compile nothing (its JIT is off) or not start (Triton without a C compiler). It shows on first use,
@@ -9,46 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from vaekl._spec import Gradients, Into, Needs, Operands, Outputs, Saved, Source, Spec
-
-Forward = Callable[[Operands, Source], tuple[Outputs, Saved]]
-Backward = Callable[[Operands, Saved, Outputs, Into | None], Gradients]
-PlanForward = Callable[[Spec, Operands], Forward]
-PlanBackward = Callable[[Spec, Operands, Outputs, Needs, Into | None], Backward]
-
-
-class Backend(Protocol):
-    """A module, or any object, that computes.
-
-    ``forward`` and ``backward`` are given the tensors of one call and plan all calls that are like
-    it: what they return is kept and run.
-    """
-
-    def why_not(self, device: str) -> str | None:
-        """What keeps it from running on a type of device, as "needs ..."; None: nothing."""
-
-    def forward(self, spec: Spec, x: Operands) -> Forward:
-        """(outputs, saved) of tensors like these."""
-
-    def backward(
-        self, spec: Spec, x: Operands, upstream: Outputs, needs: Needs, into: Into | None
-    ) -> Backward:
-        """The gradients, of all that is needed; written into ``into`` if the caller has it."""
-
-    def statistics(self, mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
-        """The rows of ``diagnostics.statistics.ROWS``, float64 [9, D]."""
-
-
-class UnavailableError(ImportError):
-    """Raised by a backend's module as it is imported; says why, as "needs ..."."""
+from .protocol import Backend, UnavailableError, told
 
 
 class Entry(NamedTuple):
@@ -100,8 +67,6 @@ registry: dict[str, Entry] = {
 }
 FALLBACK = "eager"
 _FASTEST = {"cuda": "triton", "cpu": "cpu"}
-#: Plans that are kept of a kind: shapes that keep changing rarely come back, and one takes some KB.
-MOST = 256
 _loaded: dict[str, Backend] = {}
 _found: dict[tuple[str, str], str | None] = {}
 #: What "auto" is, by type of device, as far as that is known.
@@ -141,14 +106,6 @@ def problem(name: str, device: str) -> str | None:
         return ""
     takes_it = not entry.devices or device in entry.devices or device == "meta"
     return None if takes_it else entry.place
-
-
-def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keep a plan, and no more than MOST: the oldest go, some at a time."""
-    if len(known) >= MOST:
-        for oldest in list(known)[: len(known) - MOST * 3 // 4]:
-            known.pop(oldest, None)  # another thread may have been faster
-    known[key] = value
 
 
 def forget() -> None:
@@ -206,11 +163,6 @@ why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def interpreting() -> bool:
-    """Do Triton's kernels run under its interpreter?"""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
-
-
 def _absent(name: str) -> str:
     entry = registry[name]
     return f"needs {entry.library}: {entry.install}"
@@ -230,9 +182,3 @@ def _import(name: str) -> str | None:
     except Exception as error:  # whatever a broken installation raises
         return f"needs {entry.library or name}, and importing it raises {told(error)}"
     return None
-
-
-def told(error: Exception) -> str:
-    """An error in a line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -5,11 +5,10 @@ A plan is of all sizes: for each of them it keeps a launch, with all but its add
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,16 +25,16 @@ from vaekl._spec import (
     Spec,
     Terms,
     compute_dtype,
-    kl_denominator,
     sample_dtype,
+    sizes,
 )
 
-from . import Backward, Forward, UnavailableError, remember, threads
 from .memory import allocator
+from .protocol import Backward, Forward, UnavailableError, remember
 from .slices import backward_of_slices, forward_of_slices, of_slices
 from .strided import (
-    Arrangement,
     GradientMemory,
+    Strides,
     arrange_backward,
     arrange_forward,
     arrange_inputs,
@@ -53,26 +52,7 @@ if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
 
 from vaekl.kernels import cpu as kernels
 
-_KINDS = {
-    torch.float32: kernels.F32,
-    torch.float64: kernels.F64,
-    torch.bfloat16: kernels.BF16,
-    torch.float16: kernels.F16,
-}
-_NUMPY: dict[torch.dtype, Any] = {
-    torch.float32: np.dtype(np.float32),
-    torch.float64: np.dtype(np.float64),
-}
-_NO_BOUNDS = (0.0, 0.0)  # read by nobody
-_MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
-#: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
-#: bench/cpu.py ("threads") shows two threads to be worth it from two shares on.
-SHARE = 16384
-#: Row ranges times column tiles, at most: each has sums of its own.
-MOST_PIECES = 512
-#: Rows of a range where each column has sums of its own, which are few bytes beside so many rows;
-#: fewer if there would not be as many ranges.
-ROWS_OF_SUMS, RANGES_OF_SUMS = 32, 16
+from .launch import Launch
 
 
 def why_not(device: str) -> str | None:
@@ -80,93 +60,24 @@ def why_not(device: str) -> str | None:
     return None
 
 
-class _Launch:
-    """A kernel with all but its addresses fixed; `dtypes`: of the tensors arranged, in order."""
-
-    def __init__(
-        self,
-        kernel: kernels.Kernel,
-        spec: Spec,
-        arrangement: Arrangement,
-        dtypes: Sequence[torch.dtype],
-        dtype: torch.dtype,
-        bounds: tuple[float, float],
-    ) -> None:
-        view, block = arrangement.view, kernels.BLOCK
-        batch, event = view.batch, view.event
-        least = 1
-        if spec.mean_over == "batch":
-            least = min(ROWS_OF_SUMS, -(-batch // RANGES_OF_SUMS))
-        tiles = -(-event // block)
-        tile_cols = -(-event // (4 * tiles)) * 4
-        tiles = -(-event // tile_cols)
-        # Whole blocks of rows, where a block is more than one.
-        step = max(block // tile_cols, 1) if tiles == 1 else 1
-        range_rows = max(SHARE // tile_cols, -(-batch * tiles // MOST_PIECES), least)
-        range_rows = -(-range_rows // step) * step
-        ranges = -(-batch // range_rows)
-        chunk = max(SHARE // (tile_cols * min(range_rows, batch)), 1)
-        plan = kernels.Plan(
-            batch,
-            event,
-            view.inner,
-            tile_cols,
-            range_rows,
-            tiles,
-            ranges,
-            chunk,
-            spec.reduction == "none",
-            _MEAN_OVER[spec.mean_over],
-            kl_denominator(spec.reduction, batch, event),
-            arrangement.dkl_row,
-            kernels.FORMS[spec.form],
-            *bounds,
-        )
-        layouts = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
-        self.run, self.dtype = kernel.run, _NUMPY[dtype]
-        self.plan = kernels.pack(plan, layouts)
-        self.plan_address = self.plan.buffer_info()[0]
-        self.memory, self.scratch = kernel.buffers * block, kernel.scratch_size(plan)
-        self.is_shared_out = tiles * ranges > chunk
-
-    def __call__(self, *addresses: int) -> None:
-        """Run on as many threads as torch would use."""
-        workers = torch.get_num_threads() if self.is_shared_out else 1
-        memories = np.empty((workers, self.memory), self.dtype)
-        scratch = np.zeros(self.scratch)
-        arguments = memories, self.plan_address, scratch, *addresses
-        if workers == 1:
-            self.run(0, 1, *arguments)
-        else:
-            threads.run(self.run, workers, *arguments)
-
-
 def _dtype(tensor: Tensor | None) -> torch.dtype:
     return torch.float32 if tensor is None else tensor.dtype
 
 
-class _SizedForward:
+class _SizedForward(NamedTuple):
     """What a shape decides of a forward."""
 
-    def __init__(self, spec: Spec, arrangement: Arrangement, x: Operands) -> None:
-        dtype, z_dtype = compute_dtype(*x), sample_dtype(*x)
-        dtypes = (x.mu.dtype, x.scale.dtype, _dtype(x.eps), z_dtype)
-        bounds = spec.clamp or _NO_BOUNDS
-        self.launch = _Launch(kernels.FORWARD, spec, arrangement, dtypes, dtype, bounds)
-        self.new_z = allocator(x.mu, z_dtype) if spec.sample else None
-        self.kl = self.means = None
-        if spec.reduction == "none":
-            self.kl = dense(x.mu.shape[: spec.batch_dims])
-        if spec.mean_over is not None:
-            # Expanded, what the means are like takes no memory, however large.
-            means = (2, arrangement.view.event) if spec.mean_over == "batch" else (2,)
-            self.means = torch.empty((), dtype=dtype, device="cpu").expand(means)
-            self.new_means = allocator(self.means, dtype)
+    launch: Launch
+    new_z: Callable[[Tensor], Tensor] | None
+    kl: tuple[Strides, Strides] | None  # shape and strides, if there is one for each sample
+    means: Tensor | None  # what they are like
+    new_means: Callable[[Tensor], Tensor]
 
 
 class _ForwardPlan:
     def __init__(self, spec: Spec, x: Operands) -> None:
         self.spec = spec
+        self.resizable: Launch | None = None
         # What results are like. (No module's constants, which would be made in a mode of a caller.)
         self.scalar = torch.empty((), dtype=compute_dtype(*x), device="cpu")
         self.key = torch.empty(2, dtype=torch.int64, device="cpu")
@@ -209,12 +120,33 @@ class _ForwardPlan:
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
 
     def _of_size(self, x: Operands) -> _SizedForward:
-        arrangement = arrange_forward(self.spec, x)
+        spec, shape = self.spec, x.mu.shape
+        launch = None if self.resizable is None else self.resizable.resized(shape)
+        if launch is None:
+            launch = self._planned(x)
+        z_dtype, dtype = sample_dtype(*x), self.scalar.dtype
+        new_z = allocator(x.mu, z_dtype) if spec.sample else None
+        kl = dense(shape[: spec.batch_dims]) if spec.reduction == "none" else None
+        means, new_means = None, allocator(self.scalar, dtype)
+        if spec.mean_over is not None:
+            # Expanded, what the means are like takes no memory, however large.
+            event = sizes(shape, spec.batch_dims)[1]
+            means = self.scalar.expand((2, event) if spec.mean_over == "batch" else (2,))
+            new_means = allocator(means, dtype)
+        sized = _SizedForward(launch, new_z, kl, means, new_means)
+        remember(self.sized, shape, sized)
+        return sized
+
+    def _planned(self, x: Operands) -> Launch:
+        spec = self.spec
+        arrangement = arrange_forward(spec, x)
         if arrangement is None:
             raise RuntimeError("tensors of another layout than those that were planned for")
-        sized = _SizedForward(self.spec, arrangement, x)
-        remember(self.sized, x.mu.shape, sized)
-        return sized
+        dtypes = (x.mu.dtype, x.scale.dtype, _dtype(x.eps), sample_dtype(*x))
+        launch = Launch(kernels.FORWARD, spec, arrangement, dtypes, self.scalar.dtype, spec.clamp)
+        if launch.is_resizable:
+            self.resizable = launch
+        return launch
 
 
 def forward(spec: Spec, x: Operands) -> Forward:
@@ -230,7 +162,8 @@ def forward(spec: Spec, x: Operands) -> Forward:
 class _BackwardPlan:
     def __init__(self, spec: Spec, needs: Needs) -> None:
         self.spec, self.needs = spec, needs
-        self.sized: dict[torch.Size, tuple[_Launch, GradientMemory]] = {}
+        self.resizable: tuple[Launch, GradientMemory] | None = None
+        self.sized: dict[torch.Size, tuple[Launch, GradientMemory]] = {}
 
     def __call__(
         self, x: Operands, saved: Saved, upstream: Outputs, into: Into | None
@@ -261,16 +194,30 @@ class _BackwardPlan:
 
     def _of_size(
         self, x: Operands, upstream: Outputs, into: Into | None
-    ) -> tuple[_Launch, GradientMemory]:
+    ) -> tuple[Launch, GradientMemory]:
+        sized = None
+        if self.resizable is not None:
+            like, new_gradients = self.resizable
+            launch = like.resized(x.mu.shape)
+            sized = None if launch is None else (launch, new_gradients)
+        if sized is None:
+            sized = self._planned(x, upstream, into)
+        remember(self.sized, x.mu.shape, sized)
+        return sized
+
+    def _planned(
+        self, x: Operands, upstream: Outputs, into: Into | None
+    ) -> tuple[Launch, GradientMemory]:
         spec = self.spec
         arrangement = arrange_backward(spec, x, upstream, self.needs, into)
         if arrangement is None:
             raise RuntimeError("tensors of another layout than those that were planned for")
         inputs = (x.mu.dtype, x.scale.dtype, _dtype(x.eps))
-        dtypes, bounds = (*inputs, _dtype(upstream.z), *inputs), spec.clamp or _NO_BOUNDS
-        launch = _Launch(kernels.BACKWARD, spec, arrangement, dtypes, compute_dtype(*x), bounds)
+        dtypes, dtype = (*inputs, _dtype(upstream.z), *inputs), compute_dtype(*x)
+        launch = Launch(kernels.BACKWARD, spec, arrangement, dtypes, dtype, spec.clamp)
         sized = launch, GradientMemory(x, self.needs, arrangement.like_mu)
-        remember(self.sized, x.mu.shape, sized)
+        if launch.is_resizable:
+            self.resizable = sized
         return sized
 
 
@@ -296,6 +243,6 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     out = torch.empty(shape, dtype=torch.float64, device="cpu")
     spec = Spec(*Terms(), batch_dims, "logvar", None, "cpu")
     dtypes, bounds = (mu.dtype, logvar.dtype), LOGVAR_RANGE
-    launch = _Launch(kernels.STATISTICS, spec, arrangement, dtypes, torch.float64, bounds)
+    launch = Launch(kernels.STATISTICS, spec, arrangement, dtypes, torch.float64, bounds)
     launch(mu.data_ptr(), logvar.data_ptr(), out.data_ptr())
     return out

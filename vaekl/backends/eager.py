@@ -31,8 +31,8 @@ from vaekl._spec import (
 )
 from vaekl.kernels.coefficients import PHI_F64
 
-from . import Backward, Forward
 from .forms import FORMS
+from .protocol import Backward, Forward
 
 # PHI_F64's float32 twin: (e^l - 1 - l) / l^2 on |l| <= 1, highest power first, as a minimax fit
 # (Lawson on Chebyshev nodes) with relative error 1e-8.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vaekl._spec import Gradients, Into, Needs, Operands, Outputs, Saved, Source, Spec
 
-from . import Backward, Forward, PlanBackward, PlanForward
 from .memory import allocator
+from .protocol import Backward, Forward, PlanBackward, PlanForward
 
 #: Elements of a slice, at least: a launch for fewer takes longer than to copy them.
 LEAST = 16384

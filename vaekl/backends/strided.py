@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vaekl._spec import Gradients, Into, Needs, Operands, Outputs, Saved, Source, Spec
 
-from . import Backward, Forward, PlanBackward, PlanForward, layout
+from . import layout
 from .memory import allocator
+from .protocol import Backward, Forward, PlanBackward, PlanForward
 
 Strides = tuple[int, ...]
 

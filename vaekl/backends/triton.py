@@ -38,8 +38,9 @@ from vaekl.kernels.forms import FORMS
 from vaekl.kernels.forward import counter_count, forward_kernel, scratch_size
 from vaekl.kernels.statistics import SUMS, statistics_kernel
 
-from . import Backward, Forward, interpreting, layout, told
+from . import layout
 from .memory import allocator
+from .protocol import Backward, Forward, interpreting, told
 from .strided import (
     Arrangement,
     GradientMemory,
@@ -77,7 +78,7 @@ def _warp_size() -> int:
 
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
 _FORWARD_ANYWHERE = (0, 1, 2)  # mu, logvar, eps
-_BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: state, means
+_BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: key, means
 _INTO = (8, 9)  # dmu, dlogvar
 
 
@@ -198,8 +199,8 @@ class _ForwardPlan:
             means = torch.empty_strided(*self.means, dtype=dtype, device=device)
         if self.scratch_size:
             scratch, counters = workspaces.get(device, dtype, self.scratch_size, self.counter_count)
-        p_key = key if on_device is None else on_device
-        tensors = (mu, scale, eps, z, kl, kl_of_mean, means, key, p_key, scratch, counters)
+        device_key = key if on_device is None else on_device
+        tensors = (mu, scale, eps, z, kl, kl_of_mean, means, key, device_key, scratch, counters)
         self.launch(tensors, _FORWARD_ANYWHERE, seed, offset, int(on_device is not None))
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
 

@@ -10,7 +10,8 @@ from torch._subclasses import FakeTensor
 from vaekl import _roads, _validate
 from vaekl._spec import Values
 
-from .report import DiagnosticsReport, evaluate
+from .formulas import evaluate
+from .report import DiagnosticsReport
 from .statistics import Statistics, collect, merged
 
 __all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]

@@ -1,17 +1,18 @@
-"""What the statistics of a batch say: the report, and the formulas behind it."""
+"""What the statistics of a batch say, in numbers and in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vaekl.backends.eager import phi
+from vaekl import _validate
+from vaekl._spec import LOGVAR_RANGE
 
-from . import views
-from .statistics import Statistics
+from .figure import bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,16 @@ ACTIVE_VARIANCE = 0.01
 #: A dimension is collapsed where its mean KL, in nats, is below this: hardly any sample's
 #: posterior differs from the prior (as the epsilon of Lucas et al. 2019, for the mean).
 COLLAPSED_KL = 0.01
+
+#: What to_dict gives, by the report's own names.
+TOTALS = ("kl", "kl_of_mean", "kl_of_mean_all", "aggregate_kl", "information",
+          "active_units", "collapsed_units", "dimensions", "samples", "logvar_outside_share",
+          "nonfinite")  # fmt: skip
+PER_DIMENSION = (
+    "kl_dims", "kl_of_mean_dims", "aggregate_kl_dims", "information_dims", "var_mu"
+)  # fmt: skip
+_RANGE = "[{:g}, {:g}]".format(*LOGVAR_RANGE)
+_ROWS = 16  # dimensions that the table shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +148,10 @@ class DiagnosticsReport:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        return views.verdict(self)
+        return _verdict(self)
 
     def __str__(self) -> str:
-        return views.text(self)
+        return _text(self)
 
     def __repr__(self) -> str:
         return f"<DiagnosticsReport of {self.samples} samples: {self.verdict}>"
@@ -160,9 +171,9 @@ class DiagnosticsReport:
             per_dimension: Also every dimension of ``kl_dims``, ``kl_of_mean_dims``,
                 ``aggregate_kl_dims``, ``information_dims`` and ``var_mu``, as ``"kl_dims/0"``.
         """
-        result = {name: float(getattr(self, name)) for name in views.TOTALS}
+        result = {name: float(getattr(self, name)) for name in TOTALS}
         if per_dimension:
-            for name in views.PER_DIMENSION:
+            for name in PER_DIMENSION:
                 values = getattr(self, name).flatten().tolist()
                 result |= {f"{name}/{i}": value for i, value in enumerate(values)}
         return result
@@ -177,49 +188,119 @@ class DiagnosticsReport:
             TypeError, ValueError: ``most`` is no number of bars.
             ModuleNotFoundError: matplotlib is not installed.
         """
-        return views.figure(self, most)
+        _validate.integer("most", most, 1, 2**31)
+        shown = _largest(self, most)
+        terms = ("kl", "kl_of_mean", "aggregate_kl", "information")
+        return bars(
+            {name: getattr(self, f"{name}_dims").flatten()[shown].numpy() for name in terms},
+            {name: getattr(self, name) for name in terms},
+            [_index(self, i) for i in shown.tolist()],
+            self.dimensions,
+        )
 
 
-def evaluate(s: Statistics) -> DiagnosticsReport:
-    """The report, with no difference of nearly equal numbers.
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-    phi(l) = e^l − 1 − l has what is left of a KL where posterior and prior nearly agree, so E − 1
-    is taken as mean phi + l, and (as the mean of l − l̄ is 0)
 
-        information = log1p(J + V e^−l) / 2,   J = mean e^(l_b − l) − 1 = e^−l (mean phi − phi(l)).
+def _names(report: DiagnosticsReport, mask: Tensor, most: int = 8) -> str:
+    """Indices where the mask holds, as a user would index an event."""
+    found = [str(i[0] if len(i) == 1 else tuple(i)) for i in mask.nonzero()[:most].tolist()]
+    more = int(mask.sum()) - len(found)
+    return ", ".join(found) + (f" and {more} more" if more else "")
 
-    Far below l = 0 it is phi that has lost e^l, and E itself is taken.
-    """
-    mean, log_mean = s.mean_mu, s.mean_logvar
-    var = s.squares_mu / s.samples
-    low = log_mean < -1.0
-    scale = torch.exp(-log_mean)
-    spread = torch.where(low, s.mean_exp * scale - 1, (s.mean_phi - phi(log_mean)) * scale)
-    ratio = spread.clamp_min(0) + var * scale
-    excess = var + torch.where(low, s.mean_exp - 1, s.mean_phi + log_mean)
-    aggregate = s.mean_exp + var
-    log_aggregate = torch.where(excess.abs() < 0.5, excess.log1p(), aggregate.log())
-    information = torch.where(ratio < 1, ratio.log1p(), log_aggregate - log_mean)
-    unknown = (s.nonfinite_mu + s.nonfinite_logvar) > 0
-    # Finite logvar whose exponential float64 does not hold.
-    beyond = (aggregate == 0) | aggregate.isinf()
 
-    def values(values: Tensor, unknown: Tensor = unknown) -> Tensor:
-        return values.masked_fill(unknown, torch.nan).reshape(s.event)
+def _verdict(report: DiagnosticsReport) -> str:
+    """The most important thing first, in one sentence."""
+    if report.nonfinite:
+        parts = [
+            f"{count} of {name}"
+            for name, count in (
+                ("mu", int(report.nonfinite_mu_dims.sum())),
+                ("logvar", int(report.nonfinite_logvar_dims.sum())),
+            )
+            if count
+        ]
+        bad = (report.nonfinite_mu_dims + report.nonfinite_logvar_dims) > 0
+        where = f" in {_dimension(bad)} {_names(report, bad)}" if bad.dim() else ""
+        return (
+            f"{_count(report.nonfinite, 'value')} not finite ({', '.join(parts)}){where}: what "
+            "depends on them is NaN."
+        )
+    more = ""
+    if report.collapsed_units < report.dimensions and report.aggregate_kl > report.kl / 2:
+        share = f"{report.aggregate_kl:.3g} of {report.kl:.3g} nats"
+        more = f"; most of the KL ({share}) is how far all codes together are from the prior"
+    if report.logvar_outside_share:
+        more += f"; {_percent(report.logvar_outside_share)} of logvar is outside {_RANGE}"
+    collapsed, dimensions = report.collapsed_units, report.dimensions
+    if collapsed == dimensions:
+        all_of = "The only dimension is" if dimensions == 1 else f"All {dimensions} dimensions are"
+        return f"{all_of} collapsed: the codes say next to nothing about the samples{more}."
+    carried = float(report.information_dims[~report.collapsed].sum())
+    at_most = f"at most {carried:.3g} nats about which sample a code is of"
+    if collapsed:
+        verb = "is" if collapsed == 1 else "are"
+        rest = dimensions - collapsed
+        others = "the other one carries" if rest == 1 else f"the other {rest} carry"
+        some = f"{collapsed} of {dimensions} dimensions {verb} collapsed"
+        return f"{some}; {others} {at_most}{more}."
+    if dimensions == 1:
+        return f"The only dimension is not collapsed and carries {at_most}{more}."
+    return f"None of {dimensions} dimensions is collapsed; together they carry {at_most}{more}."
 
-    every = values(mean).mean(), values(log_mean).mean()
-    return DiagnosticsReport(
-        samples=s.samples,
-        kl_dims=values(0.5 * (mean * mean + var + s.mean_phi)),
-        kl_of_mean_dims=values(0.5 * (mean * mean + phi(log_mean))),
-        kl_of_mean_all=float(0.5 * (every[0] * every[0] + phi(every[1]))),
-        aggregate_kl_dims=values(0.5 * (mean * mean + phi(log_aggregate)), unknown | beyond),
-        information_dims=values(0.5 * information, unknown | beyond),
-        mean_mu=values(mean),
-        var_mu=values(var),
-        mean_logvar=values(log_mean),
-        mean_var=values(s.mean_exp),
-        nonfinite_mu_dims=s.nonfinite_mu.reshape(s.event),
-        nonfinite_logvar_dims=s.nonfinite_logvar.reshape(s.event),
-        logvar_outside_dims=s.logvar_outside.reshape(s.event),
-    )
+
+def _dimension(mask: Tensor) -> str:
+    return "dimension" if int(mask.sum()) == 1 else "dimensions"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if share == 0 or share >= 0.0001 else "under 0.01%"
+
+
+def _text(report: DiagnosticsReport) -> str:
+    """The totals, the dimensions of the largest KL, and the verdict."""
+    D = report.dimensions
+    totals = [
+        ("mean of the KLs (the ELBO's)", f"{report.kl:.5g}"),
+        ("KL of the mean, over the batch", f"{report.kl_of_mean:.5g}"),
+        ("KL of the mean, over all axes", f"{report.kl_of_mean_all:.5g}"),
+        ("aggregate KL", f"{report.aggregate_kl:.5g}"),
+        ("information", f"{report.information:.5g}"),
+        ("active units (Var mu > 0.01)", f"{report.active_units} of {D}"),
+        ("collapsed (KL < 0.01)", f"{report.collapsed_units} of {D}"),
+        (f"logvar outside {_RANGE}", _percent(report.logvar_outside_share)),
+        ("not finite", str(report.nonfinite)),
+    ]
+    size = f"{_count(report.samples, 'sample')}, {_count(D, 'dimension')}"
+    lines = [f"{size}; KLs in nats per sample"]
+    lines += [f"  {name:<32}{value:>10}" for name, value in totals]
+    shown = _largest(report, _ROWS)
+    lines += ["", _cells("dim", "KL", "aggregate", "information", "KL of mean", "Var mu")]
+    columns = [getattr(report, name).flatten()[shown].tolist()
+               for name in ("kl_dims", "aggregate_kl_dims", "information_dims", "kl_of_mean_dims",
+                            "var_mu")]  # fmt: skip
+    collapsed = report.collapsed.flatten()
+    for i, *values in zip(shown.tolist(), *columns):
+        mark = "  collapsed" if collapsed[i] else ""
+        lines.append(_cells(_index(report, i), *(f"{value:.4g}" for value in values)) + mark)
+    if D > len(shown):
+        lines.append(f"  ... and {D - len(shown)} of smaller KL")
+    return "\n".join([*lines, "", report.verdict])
+
+
+def _cells(first: str, *others: str) -> str:
+    return f"  {first:<10}" + "".join(f"{cell:>13}" for cell in others)
+
+
+def _index(report: DiagnosticsReport, flat: int) -> str:
+    """Of a flat position, as a user would index an event."""
+    return ",".join(str(i) for i in np.unravel_index(flat, report.kl_dims.shape)) or "-"
+
+
+def _largest(report: DiagnosticsReport, most: int) -> Tensor:
+    """Flat positions: all in order if they are few, else those of the largest KL first."""
+    values = report.kl_dims.flatten()
+    if len(values) <= most:
+        return torch.arange(len(values), device="cpu")
+    return values.argsort(descending=True, stable=True)[:most]  # NaN is first to torch
