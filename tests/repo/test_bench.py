@@ -228,3 +228,26 @@ def test_report_reads_gpu_results(bench, tmp_path):
 def test_report_needs_a_place_for_what_there_is(bench):
     text, changed, missing = bench("report").rewritten("no markers", {"demo": "x", "other": None})
     assert (text, changed, missing) == ("no markers", [], ["demo"])
+
+
+def test_bits_that_changed_are_seen(bench, tmp_path, monkeypatch, capsys):
+    threads, file = torch.get_num_threads(), tmp_path / "before.json"
+    bits = bench("bits")
+
+    def run(action):
+        monkeypatch.setattr(sys, "argv", ["bits.py", action, str(file), "--calls", "60"])
+        return bits.main(), capsys.readouterr().out
+
+    try:
+        assert run("save")[0] == 0
+        assert run("compare") == (0, "0 of 60 calls differ\n")
+        before = json.loads(file.read_text())
+        before["calls"][7]["gave"][0] = "another"
+        file.write_text(json.dumps(before))
+        code, told = run("compare")
+        assert code == 1
+        assert "call 7: " in told
+        assert "another  ->  " in told
+        assert "1 of 60 calls differ" in told
+    finally:
+        torch.set_num_threads(threads)
