@@ -9,15 +9,18 @@ of other types than it holds.
 import hashlib
 import os
 import pickle
+import sys
+import threading
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import llvmlite
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, NullCache
 from numba.core.serialize import dumps
 
+WAIT = 2.0  # seconds of compiling before a word about it
 _CHECKSUM = hashlib.sha256().digest_size
 
 
@@ -85,7 +88,40 @@ class _Files:
                 path.unlink()
 
 
-class _Cache(FunctionCache):
+class _Told:
+    """A cache that says on stderr, once, why a call takes long: it is being compiled."""
+
+    how_often = "once a machine"
+    _told = threading.Lock()  # held from the first time on
+    _timer = None
+
+    def load_overload(self, *arguments):
+        """None: numba compiles it now."""
+        found = super().load_overload(*arguments)
+        if found is None:
+            self._timer = threading.Timer(WAIT, self._tell)
+            self._timer.daemon = True
+            self._timer.start()
+        return found
+
+    def save_overload(self, *arguments):
+        """It is compiled."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().save_overload(*arguments)
+
+    def _tell(self):
+        if self._told.acquire(blocking=False):
+            print(f"vaekl: compiling the CPU kernels, {self.how_often}", file=sys.stderr)
+
+
+class _Nowhere(_Told, NullCache):
+    """Where nothing can be kept."""
+
+    how_often = "which there is no folder to keep in: once a process"
+
+
+class _Cache(_Told, FunctionCache):
     """numba's, with files of our own; the digest in their names: of other sources none is read."""
 
     digest = _digest()
@@ -95,6 +131,7 @@ class _Cache(FunctionCache):
         self._cache_file = _Files(self._cache_path, f"{self._impl.filename_base}-{self.digest}")
 
     def load_overload(self, sig, target_context):
+        """What was kept, if it can be used."""
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # whatever code that is whole and yet no use to this process ends in
@@ -107,6 +144,7 @@ class _Cache(FunctionCache):
 
 def keep_on_disk(kernel):
     """Compile a kernel once per machine, where there is a folder to write to."""
+    kernel._cache = _Nowhere()
     if _Cache.digest is None:
         return
     with suppress(RuntimeError):  # numba finds none
