@@ -75,6 +75,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         "instructions_per_element": "instr/element",
         "wide_loads": "128-bit loads",
         "wide_stores": "stores",
+        "half_wide_loads": "64-bit loads",
+        "half_wide_stores": "stores",
     }
     first = ("target", "kernel", "variant")
     cells = [[str(row.get(column, "")) for column in (*first, *columns)] for row in rows]

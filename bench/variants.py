@@ -21,7 +21,15 @@ DTYPES = {
     "fp64": torch.float64,
 }
 # By what the launcher makes of them: programs along rows and columns.
-SHAPES = {"many": (4096, 512), "one": (64, 20), "rows": (65536, 64), "cols": (4, 65536)}
+SHAPES = {
+    "many": (4096, 512),
+    "one": (64, 20),
+    "rows": (65536, 64),
+    "cols": (4, 65536),
+    # Whose rows begin at 4 elements, not at 16.
+    "d20": (65536, 20),
+    "d700": (4096, 700),
+}
 
 
 class Variant(NamedTuple):
@@ -76,6 +84,8 @@ def subset() -> list[AnyVariant]:
         Variant("fp32", mean_over=None),
         Variant("bf16", mean_over=None),
         Variant("fp32", "one"),
+        Variant("fp32", "d20"),
+        Variant("bf16", "d700"),
         Variant("fp32", "rows", reduction="none", mean_over="all"),
         Variant("fp32", "cols", reduction="none", clamp=True),
         Variant("fp64"),
@@ -100,6 +110,8 @@ def matrix() -> list[AnyVariant]:
             continue  # differs from bf16 in conversions alone
         chosen[Variant(dtype, shape, reduction, mean_over)] = None
     for dtype in ("fp32", "bf16"):
+        for shape in ("d20", "d700"):
+            chosen[Variant(dtype, shape)] = None
         for shape in ("rows", "cols"):
             for reduction, mean_over in (("none", "batch"), ("batchmean", "all")):
                 chosen[Variant(dtype, shape, reduction, mean_over)] = None

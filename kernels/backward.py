@@ -20,13 +20,17 @@ import triton.language as tl
 
 from .gaussian import divide, exp_terms, expm1
 from .philox import normal_tile
-from .tile import offsets, program
+from .tile import columns, offsets, program, strides
 
 
 @triton.jit(
-    do_not_specialize=["B", "kl_denominator", "rows_per_range", "dkl_row"],
+    do_not_specialize=["B", "D", "inner", "kl_denominator", "rows_per_range", "dkl_row"],
     # autograd hands in scalars at any address; a variant for aligned ones would gain nothing.
-    do_not_specialize_on_alignment=["p_dkl", "p_dkl_of_mean"],
+    do_not_specialize_on_alignment=[
+        "p_dkl",
+        "p_dkl_of_mean",
+        *strides("mu", "scale", "eps", "dz", "dmu", "dscale", "deps"),
+    ],
 )
 def backward_kernel(
     p_mu,  # [B, D]
@@ -43,7 +47,7 @@ def backward_kernel(
     lo: tl.float64,  # bounds on logvar, for LOGVAR and GRADIENT
     hi: tl.float64,
     B,
-    D,
+    D,  # in UNITs, like inner, and the row and outer strides
     inner,
     rows_per_range,
     kl_denominator,
@@ -60,11 +64,14 @@ def backward_kernel(
     LOGVAR: tl.constexpr,  # of the scale: functions of forms.py
     GRADIENT: tl.constexpr,
     SPLIT_EVENT: tl.constexpr,
+    UNIT: tl.constexpr,  # columns
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
+    D = columns(D, UNIT, WIDE)
+    inner = columns(inner, UNIT, WIDE)
     col = program(0, WIDE) * BLOCK_COLS
     o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
@@ -97,7 +104,7 @@ def backward_kernel(
         if p_dkl is not None and PER_ROW:
             b_dkl = tl.load(p_dkl + o_row * dkl_row, m_row, 0.0).to(DTYPE)[:, None]
         if p_dz is not None:
-            o_dz = offsets(o_row, o_col, inner, dz_row, dz_outer, dz_inner, SPLIT_EVENT)
+            o_dz = offsets(o_row, o_col, inner, dz_row, dz_outer, dz_inner, SPLIT_EVENT, UNIT)
             b_dz = tl.load(p_dz + o_dz, m_tile, 0.0).to(DTYPE)
 
         if p_dmu is not None:
@@ -105,15 +112,17 @@ def backward_kernel(
             if p_dz is not None:
                 b_dmu += b_dz
             if p_dkl is not None:
-                o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
+                o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT, UNIT)
                 b_dmu += b_dkl * tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
             if p_dkl_of_mean is not None:
                 b_dmu += b_dmu_of_mean
-            o_dmu = offsets(o_row, o_col, inner, dmu_row, dmu_outer, dmu_inner, SPLIT_EVENT)
+            o_dmu = offsets(o_row, o_col, inner, dmu_row, dmu_outer, dmu_inner, SPLIT_EVENT, UNIT)
             tl.store(p_dmu + o_dmu, b_dmu, m_tile)
 
         if p_dscale is not None or p_deps is not None:
-            o_scale = offsets(o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT)
+            o_scale = offsets(
+                o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT, UNIT
+            )
             b_scale = tl.load(p_scale + o_scale, m_tile, 0.0).to(DTYPE)
             b_std, b_expm1, _ = exp_terms(LOGVAR(b_scale, None, lo, hi))
 
@@ -123,7 +132,9 @@ def backward_kernel(
                 if DRAW:
                     b_eps = normal_tile(seed, offset, o_row, col, D, DTYPE, BLOCK_ROWS, BLOCK_COLS)
                 else:
-                    o_eps = offsets(o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT)
+                    o_eps = offsets(
+                        o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
+                    )
                     b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
                 b_dlogvar += b_dz * (b_std * b_eps)
             if p_dkl is not None:
@@ -132,10 +143,12 @@ def backward_kernel(
                 b_dlogvar += b_dlogvar_of_mean
             b_dscale = GRADIENT(0.5 * b_dlogvar, b_scale, lo, hi)
             o_dscale = offsets(
-                o_row, o_col, inner, dscale_row, dscale_outer, dscale_inner, SPLIT_EVENT
+                o_row, o_col, inner, dscale_row, dscale_outer, dscale_inner, SPLIT_EVENT, UNIT
             )
             tl.store(p_dscale + o_dscale, b_dscale, m_tile)
 
         if p_deps is not None:
-            o_deps = offsets(o_row, o_col, inner, deps_row, deps_outer, deps_inner, SPLIT_EVENT)
+            o_deps = offsets(
+                o_row, o_col, inner, deps_row, deps_outer, deps_inner, SPLIT_EVENT, UNIT
+            )
             tl.store(p_deps + o_deps, b_dz * b_std, m_tile)

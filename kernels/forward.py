@@ -20,7 +20,7 @@ import triton.language as tl
 from .gaussian import divide, exp_terms, kl_terms
 from .philox import normal_tile
 from .reduction import arrive, sum_rows, sum_scalars
-from .tile import offsets, program
+from .tile import columns, offsets, program, strides
 
 
 @triton.jit
@@ -121,7 +121,17 @@ def counter_count(tiles, ranges):
 
 
 @triton.jit(
-    do_not_specialize=["seed", "offset", "key_on_device", "B", "kl_denominator", "rows_per_range"]
+    do_not_specialize=[
+        "seed",
+        "offset",
+        "key_on_device",
+        "B",
+        "D",
+        "inner",
+        "kl_denominator",
+        "rows_per_range",
+    ],
+    do_not_specialize_on_alignment=strides("mu", "scale", "eps", "z"),
 )
 def forward_kernel(
     p_mu,  # [B, D]
@@ -141,7 +151,7 @@ def forward_kernel(
     lo: tl.float64,  # bounds on logvar, for LOGVAR
     hi: tl.float64,
     B,
-    D,
+    D,  # in UNITs, like inner, and the row and outer strides
     inner,
     rows_per_range,
     kl_denominator,
@@ -155,11 +165,14 @@ def forward_kernel(
     SPLIT_COLS: tl.constexpr,  # there are several column tiles
     LOGVAR: tl.constexpr,  # of the scale: a function of forms.py
     SPLIT_EVENT: tl.constexpr,
+    UNIT: tl.constexpr,  # columns
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
+    D = columns(D, UNIT, WIDE)
+    inner = columns(inner, UNIT, WIDE)
     i_tile = program(0, WIDE)
     i_range = program(1, WIDE)
     n_tiles = tl.num_programs(0)
@@ -195,8 +208,10 @@ def forward_kernel(
         o_row = row + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < B
         m_tile = m_row[:, None] & m_col[None, :]
-        o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
-        o_scale = offsets(o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT)
+        o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT, UNIT)
+        o_scale = offsets(
+            o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT, UNIT
+        )
         b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
         b_scale = tl.load(p_scale + o_scale, m_tile, 0.0).to(DTYPE)
         b_logvar = LOGVAR(b_scale, m_tile, lo, hi)
@@ -211,11 +226,13 @@ def forward_kernel(
 
         if p_z is not None:
             if p_eps is not None:
-                o_eps = offsets(o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT)
+                o_eps = offsets(
+                    o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
+                )
                 b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
             else:
                 b_eps = normal_tile(seed, offset, o_row, col, D, DTYPE, BLOCK_ROWS, BLOCK_COLS)
-            o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT)
+            o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT, UNIT)
             tl.store(p_z + o_z, b_mu + b_std * b_eps, m_tile)
 
         if KL_ROWS:

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .gaussian import exp_terms
 from .reduction import arrive, sum_rows
-from .tile import offsets, program
+from .tile import columns, offsets, program, strides
 
 SUMS = tl.constexpr(8)
 
@@ -31,7 +31,10 @@ def scratch_size(ranges, event):
     return ranges * SUMS.value * event if ranges > 1 else 0
 
 
-@triton.jit(do_not_specialize=["B", "rows_per_range"])
+@triton.jit(
+    do_not_specialize=["B", "D", "inner", "rows_per_range"],
+    do_not_specialize_on_alignment=strides("mu", "logvar"),
+)
 def statistics_kernel(
     p_mu,  # [B, D]
     p_logvar,  # [B, D]
@@ -41,23 +44,26 @@ def statistics_kernel(
     low: tl.float64,  # logvar is outside of [low, high]
     high: tl.float64,
     B,
-    D,
+    D,  # in UNITs, like inner, and the row and outer strides
     inner,
     rows_per_range,
     mu_row, mu_outer, mu_inner,
     logvar_row, logvar_outer, logvar_inner,
     SPLIT_ROWS: tl.constexpr,  # there are several row ranges
     SPLIT_EVENT: tl.constexpr,
+    UNIT: tl.constexpr,  # columns
     WIDE: tl.constexpr,  # int64 offsets
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
+    D = columns(D, UNIT, WIDE)
+    inner = columns(inner, UNIT, WIDE)
     i_range = program(1, WIDE)
     n_ranges = tl.num_programs(1)
     o_col = program(0, WIDE) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
 
-    o_first = offsets(tl.arange(0, 1), o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
+    o_first = offsets(tl.arange(0, 1), o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT, UNIT)
     b_shift = tl.load(p_mu + o_first, m_col[None, :], 0.0).to(tl.float64)
 
     b_shifted = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float64)
@@ -72,8 +78,10 @@ def statistics_kernel(
     for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
         o_row = row + tl.arange(0, BLOCK_ROWS)
         m_tile = (o_row < B)[:, None] & m_col[None, :]
-        o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT)
-        o_logvar = offsets(o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT)
+        o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT, UNIT)
+        o_logvar = offsets(
+            o_row, o_col, inner, logvar_row, logvar_outer, logvar_inner, SPLIT_EVENT, UNIT
+        )
         b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(tl.float64)
         b_logvar = tl.load(p_logvar + o_logvar, m_tile, 0.0).to(tl.float64)
         b_distance = tl.where(m_tile, b_mu - b_shift, 0.0)

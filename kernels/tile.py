@@ -3,20 +3,41 @@
 Every tensor is seen as [row, outer, inner]: row is the flat sample index b, and column j of an
 event lies at (j // inner) stride_outer + (j % inner) stride_inner. SPLIT is False where one
 stride (stride_inner) describes the whole event.
+
+D, inner, and row and outer strides come divided by UNIT, the largest power of 2 that divides all of
+them, up to 16 bytes: so it is known when the kernel compiles that rows begin and end there, and a
+thread reads and writes so many columns at a time. Where noise is drawn, up to a group of it: eight
+elements of half precision would have to change threads for their noise.
 """
 
 import triton
 import triton.language as tl
 
 
+def strides(*tensors):
+    """The names of all strides of these, as arguments of a kernel."""
+    return [f"{name}_{axis}" for name in tensors for axis in ("row", "outer", "inner")]
+
+
 @triton.jit
-def offsets(o_row, o_col, inner, stride_row, stride_outer, stride_inner, SPLIT: tl.constexpr):
+def offsets(
+    o_row, o_col, inner, stride_row, stride_outer, stride_inner,
+    SPLIT: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
     """Element offsets of rows x columns; as wide as the row and column indices."""
     if SPLIT:
-        o_event = (o_col // inner) * stride_outer + (o_col % inner) * stride_inner
+        o_event = (o_col // inner) * UNIT * stride_outer + (o_col % inner) * stride_inner
     else:
         o_event = o_col * stride_inner
-    return o_row[:, None] * stride_row + o_event[None, :]
+    return (o_row * UNIT)[:, None] * stride_row + o_event[None, :]
+
+
+@triton.jit
+def columns(units, UNIT: tl.constexpr, WIDE: tl.constexpr):
+    """A number of columns, of one of units."""
+    if WIDE:
+        units = units.to(tl.int64)
+    return units * UNIT
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from paths import BENCH
 CEILINGS = json.loads((BENCH / "codegen_ceilings.json").read_text())
 TARGETS = {"subset": ["sm_90", "gfx942"], "all": ["sm_80", "sm_90", "sm_100", "gfx942"]}
 
-MAIN_PATH = r"(fp32|bf16|fp16) many kl=batchmean( of_mean=\w+)? z( clamp)?"
+MAIN_PATH = r"(fp32|bf16|fp16) (many|d20|d700) kl=batchmean( of_mean=\w+)? z( clamp)?"
 
 
 def compile_rows(folder, targets, *options):
@@ -81,26 +81,42 @@ def test_no_spills(rows):
 
 
 def main_path(rows):
-    """Large, contiguous, aligned, 2 or 4 bytes an element, all outputs and gradients wanted."""
+    """Large, contiguous, aligned, 2 or 4 bytes an element, D a multiple of 4, all outputs and
+    gradients wanted.
+    """
     return [r for r in rows if re.fullmatch(MAIN_PATH, r["variant"])]
 
 
-def test_16_byte_accesses_on_the_main_path(rows):
-    """Every load and store of the tensors; the main loop of NVIDIA kernels has no other."""
+def test_accesses_of_four_elements_on_the_main_path(rows):
+    """Every load and store of the tensors; the main loop of NVIDIA kernels has no other. So many a
+    thread draws: nothing has to change threads, for which it would wait at a barrier.
+    """
     chosen = main_path(rows)
     assert chosen
     for row in chosen:
         forward = row["kernel"] == "forward"
         tensors_in, tensors_out = (2, 1) if forward else (3, 2)
-        size = 4 if row["variant"].startswith("fp32") else 2
-        wide = row["elements_per_thread"] * size / 16
+        width = "wide" if row["variant"].startswith("fp32") else "half_wide"
+        loads, stores = row[f"{width}_loads"], row[f"{width}_stores"]
+        each = row["elements_per_thread"] / 4
         label = (row["target"], row["kernel"], row["variant"])
         if row["target"].startswith("sm_"):
-            assert row["wide_loads"] == row["loads"] == tensors_in * wide, label
-            assert row["wide_stores"] == row["stores"] == tensors_out * wide, label
+            assert loads == row["loads"] == tensors_in * each, label
+            assert stores == row["stores"] == tensors_out * each, label
+            assert row["barriers_in_loop"] == 0, label
         else:
-            assert row["wide_loads"] >= tensors_in * wide, label
-            assert row["wide_stores"] >= tensors_out * wide, label
+            assert loads >= tensors_in * each, label
+            assert stores >= tensors_out * each, label
+
+
+def test_sixteen_bytes_of_half_precision_where_nothing_is_drawn(rows):
+    chosen = [r for r in nvidia(rows) if re.fullmatch(r"(bf16|fp16) many kl=\w+", r["variant"])]
+    assert chosen
+    for row in chosen:
+        tensors_in, tensors_out = 2, 0 if row["kernel"] == "forward" else 2
+        each = row["elements_per_thread"] / 8
+        assert row["wide_loads"] == tensors_in * each, row
+        assert row["wide_stores"] == tensors_out * each, row
 
 
 def test_barrier_before_every_atomic(rows):

@@ -5,6 +5,7 @@ Everything here is arithmetic on sizes, cached by its arguments.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,6 +28,15 @@ class View(NamedTuple):
     @property
     def split(self) -> bool:
         return self.inner != self.event
+
+    def unit(self, most: int) -> int:
+        """The largest power of 2 up to `most` that divides where rows begin and end."""
+        sizes = [
+            self.event,
+            self.inner,
+            *(n for row, outer, _ in self.strides for n in (row, outer)),
+        ]
+        return math.gcd(most, *sizes)
 
 
 class Grid(NamedTuple):

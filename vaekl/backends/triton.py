@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -126,21 +125,34 @@ def is_elsewhere(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
 
 
-def _size_args(view: layout.View, grid: layout.Grid, spec: Spec) -> list[Any]:
+def _unit(view: layout.View, tensors: Sequence[Tensor | None], is_drawn: bool) -> int:
+    """UNIT: what a thread has of a row at a time. 16 bytes, but of noise one group."""
+    widest = max(t.element_size() for t in tensors if t is not None)
+    return view.unit(4 if is_drawn else max(16 // widest, 4))
+
+
+def _size_args(view: layout.View, unit: int, grid: layout.Grid, spec: Spec) -> list[Any]:
     """lo, hi, B, D, inner, rows_per_range, kl_denominator."""
     return [
         *(spec.clamp or (0.0, 0.0)),
         view.batch,
-        view.event,
-        view.inner,
+        view.event // unit,
+        view.inner // unit,
         grid.rows_per_range,
         kl_denominator(spec.reduction, view.batch, view.event),
     ]
 
 
-def _flag_args(view: layout.View, dtype: torch.dtype) -> list[Any]:
-    """SPLIT_EVENT, WIDE, DTYPE."""
-    return [view.split, view.wide, _TRITON_DTYPES[dtype]]
+def _stride_args(arrangement: Arrangement, unit: int) -> list[int]:
+    """Row, outer and inner of each tensor."""
+    return [
+        n for row, outer, inner in arrangement.strides for n in (row // unit, outer // unit, inner)
+    ]
+
+
+def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
+    """SPLIT_EVENT, UNIT, WIDE, DTYPE."""
+    return [view.split, unit, view.wide, _TRITON_DTYPES[dtype]]
 
 
 class _ForwardPlan:
@@ -152,15 +164,17 @@ class _ForwardPlan:
         grid = layout.grid(view.batch, view.event, layout.current_config())
         per_row = spec.reduction == "none"
         split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
+        z = torch.empty(0, dtype=sample_dtype(*x), device="cpu") if spec.sample else None
+        unit = _unit(view, (*x, z), spec.sample and x.eps is None)
         fixed = [
-            *_size_args(view, grid, spec),
-            *chain(*arrangement.strides),
+            *_size_args(view, unit, grid, spec),
+            *_stride_args(arrangement, unit),
             per_row,
             spec.mean_over or "none",
             split_rows,
             split_cols,
             FORMS[spec.form].logvar,
-            *_flag_args(view, self.dtype),
+            *_flag_args(view, unit, self.dtype),
         ]
         self.launch = Launch(forward_kernel, grid, fixed)
         self.new_z: Callable[[Tensor], Tensor] | None = None
@@ -222,14 +236,16 @@ def backward(
         return backward_of_copies(spec, needs, backward)
     view = arrangement.view
     grid = layout.grid(view.batch, view.event, layout.current_config())
+    is_drawn = x.eps is None and upstream.z is not None and needs.scale
+    unit = _unit(view, (*x, upstream.z), is_drawn)
     fixed = [
-        *_size_args(view, grid, spec),
+        *_size_args(view, unit, grid, spec),
         arrangement.dkl_row,
-        *chain(*arrangement.strides),
+        *_stride_args(arrangement, unit),
         spec.reduction == "none",
         spec.mean_over or "none",
         *FORMS[spec.form],
-        *_flag_args(view, compute_dtype(*x)),
+        *_flag_args(view, unit, compute_dtype(*x)),
     ]
     launch = Launch(backward_kernel, grid, fixed)
     anywhere = _BACKWARD_ANYWHERE + (() if into is None else _INTO)
@@ -261,17 +277,18 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     if arrangement is None:
         (mu, logvar, _), _ = arranged(Operands(mu, logvar), None, batch_dims)
         return statistics(mu, logvar, batch_dims)
-    view = arrangement.view
+    view, unit = arrangement.view, _unit(arrangement.view, (mu, logvar), False)
     grid = layout.grid(view.batch, view.event, statistics_config())
     fixed = [
         *LOGVAR_RANGE,
         view.batch,
-        view.event,
-        view.inner,
+        view.event // unit,
+        view.inner // unit,
         grid.rows_per_range,
-        *chain(*arrangement.strides),
+        *_stride_args(arrangement, unit),
         grid.ranges > 1,
         view.split,
+        unit,
         view.wide,
     ]
     out = torch.empty(int(SUMS.value) + 1, view.event, dtype=torch.float64, device=mu.device)
