@@ -3,13 +3,18 @@
 Each program writes its partial sums to scratch and then arrives at a counter; the last to arrive
 adds all partials in a fixed order, so the result does not depend on which one it is. No program
 waits for another, so none need be resident together, and the counter is back at 0 at the end.
+
+Partial sums of many row ranges are added in rounds: by the last program of each group of ranges,
+then by the last of each group of groups, until there is one. So no program reads many blocks one
+after the other.
 """
 
 import triton
 import triton.language as tl
 from triton.language.target_info import current_target
 
-SCALARS_AT_ONCE = tl.constexpr(256)
+GROUP = tl.constexpr(16)  # partial sums that one program adds up, at most
+SCALARS_AT_ONCE = tl.constexpr(1024)
 
 
 @triton.constexpr_function
@@ -17,6 +22,15 @@ def is_gfx9():
     """Is it compiled for one of AMD's data-centre GPUs?"""
     target = None if triton.knobs.runtime.interpret else current_target()
     return target is not None and target.backend == "hip" and target.arch.startswith("gfx9")
+
+
+def partial_sums(ranges):
+    """How many are left in all rounds: [ranges], [groups], ...; and that many counters do."""
+    count = 0
+    while ranges > 1:
+        count += ranges
+        ranges = -(-ranges // GROUP.value)
+    return count
 
 
 @triton.jit
@@ -37,9 +51,12 @@ def arrive(p_counter, count):
     return is_last
 
 
+# What other programs wrote is read past L1 (.cg).
+
+
 @triton.jit
 def sum_scalars(p_first, count, DTYPE: tl.constexpr):
-    """Sum of `count` scalars that other programs wrote (so past L1: .cg)."""
+    """Sum of `count` scalars."""
     b_sum = tl.zeros([SCALARS_AT_ONCE], DTYPE)
     for start in range(0, count, SCALARS_AT_ONCE):
         o_index = start + tl.arange(0, SCALARS_AT_ONCE)
@@ -48,21 +65,32 @@ def sum_scalars(p_first, count, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def sum_rows(
-    p_first,
-    stride,
-    count,
-    o_col,
-    m_col,
-    DTYPE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
+def sum_of_group(p_first, count):
+    """Sum of `count` scalars, GROUP at most."""
+    o_index = tl.arange(0, GROUP)
+    return tl.sum(tl.load(p_first + o_index, o_index < count, 0.0, cache_modifier=".cg"))
+
+
+@triton.jit
+def column_sums_of_group(p_first, apart, stride, count, m_col, COLS: tl.constexpr):
+    """Column sums of two blocks [count, COLS] that are `apart`, of rows `stride` apart."""
+    o_row = tl.arange(0, GROUP)
+    m_tile = (o_row < count)[:, None] & m_col[None, :]
+    p_tile = p_first + o_row.to(tl.int64)[:, None] * stride + tl.arange(0, COLS)[None, :]
+    b_first = tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
+    b_second = tl.load(p_tile + apart, m_tile, 0.0, cache_modifier=".cg")
+    return tl.sum(b_first, axis=0), tl.sum(b_second, axis=0)
+
+
+@triton.jit
+def row_sums(
+    p_first, stride, o_row, m_row, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
-    """Column sums of a [count, COLS] block, rows `stride` apart, that other programs wrote."""
+    """Sums of rows of `stride` elements each."""
     b_sum = tl.zeros([ROWS, COLS], DTYPE)
-    for start in range(0, count, ROWS):
-        o_row = start + tl.arange(0, ROWS)
-        m_tile = (o_row < count)[:, None] & m_col[None, :]
-        p_tile = p_first + o_row.to(tl.int64)[:, None] * stride + o_col[None, :]
-        b_sum += tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
-    return tl.sum(b_sum, axis=0)
+    p_row = p_first + o_row.to(tl.int64)[:, None] * stride
+    for start in range(0, stride, COLS):
+        o_col = start + tl.arange(0, COLS)
+        m_tile = m_row[:, None] & (o_col < stride)[None, :]
+        b_sum += tl.load(p_row + o_col[None, :], m_tile, 0.0, cache_modifier=".cg")
+    return tl.sum(b_sum, axis=1)

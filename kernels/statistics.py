@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .gaussian import exp_terms
-from .reduction import arrive, sum_rows
+from .reduction import GROUP, arrive, column_sums_of_group, partial_sums
 from .tile import columns, offsets, program, strides
 
 SUMS = tl.constexpr(8)
@@ -27,12 +27,29 @@ def _is_finite(b_values):
 
 
 def scratch_size(ranges, event):
-    """Elements of scratch, [ranges, 8, D]: none where there is one range."""
-    return ranges * SUMS.value * event if ranges > 1 else 0
+    """Elements of scratch, [ranges, 8, D], then [groups, 8, D] of each round."""
+    return partial_sums(ranges) * SUMS.value * event
+
+
+def counter_count(tiles, ranges):
+    """Counters: of each tile's groups in every round."""
+    return tiles * partial_sums(ranges)
+
+
+@triton.jit
+def _add_group(p_from, p_to, count, D, m_col, COLS: tl.constexpr):
+    """Add [count, 8, D] up to [8, D], in the columns of a tile."""
+    stride = tl.full([], SUMS, tl.int64) * D
+    for _ in tl.static_range(SUMS // 2):
+        b_sum, b_next = column_sums_of_group(p_from, D, stride, count, m_col, COLS)
+        tl.store(p_to + tl.arange(0, COLS), b_sum, m_col)
+        tl.store(p_to + D + tl.arange(0, COLS), b_next, m_col)
+        p_from += 2 * D
+        p_to += 2 * D
 
 
 @triton.jit(
-    do_not_specialize=["B", "D", "inner", "rows_per_range"],
+    do_not_specialize=["B", "D", "inner", "rows_per_range", "lines"],
     do_not_specialize_on_alignment=strides("mu", "logvar"),
 )
 def statistics_kernel(
@@ -40,13 +57,14 @@ def statistics_kernel(
     p_logvar,  # [B, D]
     p_out,  # float64[9, D]
     p_scratch,  # float64[scratch_size], None where there is one range
-    p_counters,  # int32[tiles], zero between launches
+    p_counters,  # int32[counter_count], zero between launches
     low: tl.float64,  # logvar is outside of [low, high]
     high: tl.float64,
     B,
     D,  # in UNITs, like inner, and the row and outer strides
     inner,
     rows_per_range,
+    lines,  # partial_sums(ranges)
     mu_row, mu_outer, mu_inner,
     logvar_row, logvar_outer, logvar_inner,
     SPLIT_ROWS: tl.constexpr,  # there are several row ranges
@@ -60,7 +78,9 @@ def statistics_kernel(
     inner = columns(inner, UNIT, WIDE)
     i_range = program(1, WIDE)
     n_ranges = tl.num_programs(1)
-    o_col = program(0, WIDE) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    i_tile = program(0, WIDE)
+    col = i_tile * BLOCK_COLS
+    o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
 
     o_first = offsets(tl.arange(0, 1), o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT, UNIT)
@@ -119,18 +139,21 @@ def statistics_kernel(
 
     is_last = True
     if SPLIT_ROWS:
-        is_last = arrive(p_counters + tl.program_id(0), n_ranges)
+        i, n, line = i_range, n_ranges, 0 * n_ranges
+        is_last = n > 1
+        while is_last & (n > 1):  # of pointers a loop may carry none: AMD's compiler fails
+            first = i // GROUP * GROUP
+            count = tl.minimum(n - first, GROUP)
+            is_last = arrive(p_counters + i_tile * lines + line + i // GROUP, count)
+            if is_last:
+                p_from = p_scratch + (line + first).to(tl.int64) * SUMS * D + col
+                p_to = p_scratch + (line + n + i // GROUP).to(tl.int64) * SUMS * D + col
+                if n <= GROUP:
+                    p_to = p_out + col
+                _add_group(p_from, p_to, count, D, m_col, BLOCK_COLS)
+            line += n
+            i = i // GROUP
+            n = (n + GROUP - 1) // GROUP
     if is_last:
-        p_total = p_out
-        stride = tl.full([], SUMS, tl.int64) * D
-        if SPLIT_ROWS:
-            p_partial = p_scratch
-        for _ in tl.static_range(SUMS):
-            if SPLIT_ROWS:
-                b_sum = sum_rows(
-                    p_partial, stride, n_ranges, o_col, m_col, tl.float64, BLOCK_ROWS, BLOCK_COLS
-                )
-                tl.store(p_total + o_col, b_sum, m_col)
-                p_partial += D
-            p_total += D
-        tl.store(p_total + o_col[None, :], b_shift, m_col[None, :])
+        p_shift = p_out + tl.full([], SUMS, tl.int64) * D
+        tl.store(p_shift + o_col[None, :], b_shift, m_col[None, :])

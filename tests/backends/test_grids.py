@@ -25,7 +25,22 @@ def test_blocks_reach_every_path():
     assert down.tiles == 1
     assert down.ranges > 1
     assert down.rows_per_range > down.block_rows
-    assert geometry.grid(7, 21, CONFIGS["default"])[:2] == (1, 1)
+    alone = geometry.grid(7, 21, CONFIGS["default"])
+    assert (alone.tiles, alone.ranges) == (1, 1)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("batch", [1, 3, 64, 1000])
+@pytest.mark.parametrize("event", [1, 20, 700, 70_000, 7_600_000])
+def test_no_more_programs_than_a_device_runs(batch, event, config):
+    """Of a few column tiles too many, each takes two."""
+    grid = geometry.grid(batch, event, CONFIGS[config])
+    assert grid.walkers * grid.ranges <= CONFIGS[config].programs
+    assert grid.walkers == grid.tiles or grid.ranges == 1
+    each = -(-grid.tiles // grid.walkers)
+    assert (each - 1) * grid.walkers < grid.tiles
+    assert grid.tiles * grid.block_cols >= event
+    assert grid.ranges * grid.rows_per_range >= batch
 
 
 def test_offsets_turn_wide_in_time():
@@ -52,4 +67,4 @@ def test_a_program_has_at_least_one_wave_of_64(threads, warps, monkeypatch):
     """A block of 32 threads, as tests ask for, is half a wave on AMD's data-centre GPUs."""
     monkeypatch.setattr(launcher, "_warp_size", lambda: 64)
     grid = geometry.grid(7, 21, geometry.Config(threads=threads))
-    assert launcher.Launch(None, grid, []).options["num_warps"] == warps
+    assert launcher.Launch(None, grid, 1, []).options["num_warps"] == warps

@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from vaekl.kernels.reduction import partial_sums
 
 import vaekl
 from storages import PACKED, PAIR, Packed
+from vaekl import _plans
 from vaekl.backends import layout as geometry
 from vaekl.reference import SEED_OFFSET, Oracle, normal, to_numpy, torch_reparameterize_kl
 from vaekl.testing import (
@@ -226,6 +228,34 @@ def test_wide_offsets(reduction, many_programs, device, monkeypatch):
         check(pair, backend="triton", reduction=reduction)
     finally:
         geometry.view.cache_clear()
+
+
+MEANS = [{"kl_of_mean": False}, {"mean_over": "batch"}, {"mean_over": "all"}]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("of_mean", MEANS)
+@pytest.mark.parametrize("shape", [(5, 130), (1, 400), (9, 110)])
+def test_programs_that_walk_over_columns(shape, of_mean, reduction, many_programs, device):
+    """More column tiles than programs: each has several."""
+    grid = geometry.grid(*shape, many_programs)
+    assert 1 < grid.walkers < grid.tiles
+    check(make_inputs(shape, device=device), backend="triton", reduction=reduction, **of_mean)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("of_mean", MEANS)
+@pytest.mark.parametrize(
+    ("batch", "sums"),
+    [(41, 21 + 2), pytest.param(601, 301 + 19 + 2, marks=pytest.mark.slow)],
+)
+def test_sums_of_several_rounds(batch, sums, of_mean, reduction, device):
+    """Groups of ranges, and groups of those."""
+    config = geometry.Config(tile=8, max_cols=4, small=0, programs=1000)
+    shape = (batch, 4)
+    assert partial_sums(geometry.grid(*shape, config).ranges) == sums
+    with _plans.use_config(config):
+        check(make_inputs(shape, device=device), backend="triton", reduction=reduction, **of_mean)
 
 
 def test_memory_is_poisoned(device):

@@ -43,6 +43,7 @@ class Grid(NamedTuple):
     """Column tiles x row ranges, and the block that walks down them."""
 
     tiles: int
+    walkers: int  # of the tiles, where a program has several of them
     ranges: int
     rows_per_range: int
     block_rows: int
@@ -139,8 +140,10 @@ def grid(batch: int, event: int, config: Config) -> Grid:
     else:
         ranges = min(blocks, max(config.programs // tiles, 1))
     blocks_per_range = -(-blocks // ranges)
+    each = -(-tiles // max(config.programs, 2))
     return Grid(
         tiles=tiles,
+        walkers=-(-tiles // each),
         ranges=-(-blocks // blocks_per_range),
         rows_per_range=blocks_per_range * block_rows,
         block_rows=block_rows,

@@ -33,8 +33,10 @@ from vaekl._spec import (
 )
 from vaekl.kernels import statistics as columns
 from vaekl.kernels.backward import backward_kernel
+from vaekl.kernels.finish import counter_count, row_parts, scratch_parts
 from vaekl.kernels.forms import FORMS
-from vaekl.kernels.forward import counter_count, forward_kernel, scratch_size
+from vaekl.kernels.forward import forward_kernel
+from vaekl.kernels.reduction import partial_sums
 from vaekl.kernels.statistics import SUMS, statistics_kernel
 
 from . import layout
@@ -84,9 +86,9 @@ _INTO = (8, 9)  # dmu, dlogvar
 class Launch:
     """A kernel with all but its tensors and its key fixed."""
 
-    def __init__(self, kernel: Any, grid: layout.Grid, fixed: Sequence[Any]) -> None:
+    def __init__(self, kernel: Any, grid: layout.Grid, columns: int, fixed: Sequence[Any]) -> None:
         self.kernel = kernel
-        self.grid = (grid.tiles, grid.ranges, 1)
+        self.grid = (columns, grid.ranges, 1)
         self.fixed = (*fixed, grid.block_rows, grid.block_cols)
         # FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
         warps = max(1, grid.threads // _warp_size())
@@ -163,20 +165,28 @@ class _ForwardPlan:
         view = arrangement.view
         grid = layout.grid(view.batch, view.event, layout.current_config())
         per_row = spec.reduction == "none"
-        split_rows, split_cols = grid.ranges > 1, grid.tiles > 1
+        column_sums = view.event if spec.mean_over == "batch" else 0
+        row_sums = view.batch if per_row else 0
+        self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
+        self.counter_count = counter_count(grid.walkers, grid.ranges)
+        split_cols = grid.walkers > 1
         z = torch.empty(0, dtype=sample_dtype(*x), device="cpu") if spec.sample else None
         unit = _unit(view, (*x, z), spec.sample and x.eps is None)
         fixed = [
             *_size_args(view, unit, grid, spec),
+            grid.tiles,
+            *self.scratch[:-1],
             *_stride_args(arrangement, unit),
             per_row,
             spec.mean_over or "none",
-            split_rows,
+            grid.ranges > 1,
             split_cols,
+            grid.tiles > grid.walkers,
+            row_parts(grid.walkers) if per_row else 1,
             FORMS[spec.form].logvar,
             *_flag_args(view, unit, self.dtype),
         ]
-        self.launch = Launch(forward_kernel, grid, fixed)
+        self.launch = Launch(forward_kernel, grid, grid.walkers, fixed)
         self.new_z: Callable[[Tensor], Tensor] | None = None
         if spec.sample:
             self.new_z = allocator(x.mu, sample_dtype(*x))
@@ -185,10 +195,6 @@ class _ForwardPlan:
             self.kl = dense(x.mu.shape[: spec.batch_dims] if per_row else ())
         if spec.mean_over is not None:
             self.means = dense((2, view.event) if spec.mean_over == "batch" else (2,))
-        column_sums = view.event if spec.mean_over == "batch" else 0
-        row_sums = view.batch if per_row else 0
-        self.scratch_size = scratch_size(grid.tiles, grid.ranges, column_sums, row_sums)
-        self.counter_count = counter_count(grid.tiles, grid.ranges)
 
     def __call__(self, x: Operands, source: Source) -> tuple[Outputs, Saved]:
         mu, scale, eps = x
@@ -211,8 +217,9 @@ class _ForwardPlan:
         if self.means is not None:
             kl_of_mean = torch.empty_strided((), (), dtype=dtype, device=device)
             means = torch.empty_strided(*self.means, dtype=dtype, device=device)
-        if self.scratch_size:
-            scratch, counters = workspaces.get(device, dtype, self.scratch_size, self.counter_count)
+        size = self.scratch.size
+        if size:
+            scratch, counters = workspaces.get(device, dtype, size, self.counter_count)
         device_key = key if on_device is None else on_device
         tensors = (mu, scale, eps, z, kl, kl_of_mean, means, key, device_key, scratch, counters)
         self.launch(tensors, _FORWARD_ANYWHERE, seed, offset, int(on_device is not None))
@@ -247,7 +254,7 @@ def backward(
         *FORMS[spec.form],
         *_flag_args(view, unit, compute_dtype(*x)),
     ]
-    launch = Launch(backward_kernel, grid, fixed)
+    launch = Launch(backward_kernel, grid, grid.tiles, fixed)
     anywhere = _BACKWARD_ANYWHERE + (() if into is None else _INTO)
     new_gradients = GradientMemory(x, needs, arrangement.like_mu)
 
@@ -285,6 +292,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         view.event // unit,
         view.inner // unit,
         grid.rows_per_range,
+        partial_sums(grid.ranges),
         *_stride_args(arrangement, unit),
         grid.ranges > 1,
         view.split,
@@ -295,6 +303,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     scratch = counters = None
     size = columns.scratch_size(grid.ranges, view.event)
     if size:
-        scratch, counters = workspaces.get(mu.device, torch.float64, size, grid.tiles)
-    Launch(statistics_kernel, grid, fixed)((mu, logvar, out, scratch, counters), (0, 1))
+        count = columns.counter_count(grid.tiles, grid.ranges)
+        scratch, counters = workspaces.get(mu.device, torch.float64, size, count)
+    Launch(statistics_kernel, grid, grid.tiles, fixed)((mu, logvar, out, scratch, counters), (0, 1))
     return out

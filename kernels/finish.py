@@ -1,0 +1,141 @@
+"""Device code: what becomes of the sums of forward's programs; and where in scratch they are."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .gaussian import divide, kl_terms
+from .reduction import (
+    GROUP,
+    arrive,
+    column_sums_of_group,
+    partial_sums,
+    sum_of_group,
+    sum_scalars,
+)
+
+ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
+
+
+@triton.jit
+def add_ranges(
+    p_sums,  # [3, n]: of twice the KL, and for "all" of mu and logvar
+    p_columns,  # [n, 2, D], for "batch"
+    p_counters,  # of each group
+    i, n, D, col, m_col, sums,
+    HAS_KL: tl.constexpr, MEAN_OVER: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Leave sums as the i-th of n; (whether it was the last of its group, the group's sums)."""
+    kl_sum, mu_sum, logvar_sum = sums
+    first = i // GROUP * GROUP
+    count = tl.minimum(n - first, GROUP)
+    p_first = p_columns + 2 * first.to(tl.int64) * D + col
+    if HAS_KL:
+        tl.store(p_sums + i, kl_sum)
+    if MEAN_OVER == "all":
+        tl.store(p_sums + n + i, mu_sum)
+        tl.store(p_sums + 2 * n + i, logvar_sum)
+    if MEAN_OVER == "batch":
+        p_own = p_first + 2 * (i - first).to(tl.int64) * D + tl.arange(0, COLS)
+        tl.store(p_own, mu_sum, m_col)
+        tl.store(p_own + D, logvar_sum, m_col)
+    is_last = arrive(p_counters + i // GROUP, count)
+    if is_last:
+        if HAS_KL:
+            kl_sum = sum_of_group(p_sums + first, count)
+        if MEAN_OVER == "all":
+            mu_sum = sum_of_group(p_sums + n + first, count)
+            logvar_sum = sum_of_group(p_sums + 2 * n + first, count)
+        if MEAN_OVER == "batch":
+            mu_sum, logvar_sum = column_sums_of_group(p_first, D, 2 * D, count, m_col, COLS)
+    return is_last, kl_sum, mu_sum, logvar_sum
+
+
+@triton.jit
+def column_means(p_means, mu_sum, logvar_sum, B, D, o_col, m_col, DTYPE: tl.constexpr):
+    """Of one column tile; twice its share of kl_of_mean."""
+    b_mean_mu = divide(mu_sum, B.to(DTYPE))
+    b_mean_logvar = divide(logvar_sum, B.to(DTYPE))
+    tl.store(p_means + o_col, b_mean_mu, m_col)
+    tl.store(p_means + D + o_col, b_mean_logvar, m_col)
+    return tl.sum(tl.where(m_col, kl_terms(b_mean_mu, b_mean_logvar), 0.0))
+
+
+@triton.jit
+def finish(
+    p_kl,  # [] or None
+    p_kl_of_mean,  # [] or None
+    p_means,  # [2] here; MEAN_OVER = "all" only
+    p_sums,  # [3, walkers]
+    p_counter,
+    sums,  # the walker's: of twice the KL; "batch": of twice kl_of_mean; "all": of mu, logvar
+    kl_denominator,
+    element_count,
+    MEAN_OVER: tl.constexpr,
+    SPLIT_COLS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """With the last walker, write the scalars."""
+    kl_sum, mu_sum, logvar_sum = sums
+    is_last = True
+    if SPLIT_COLS:
+        i = tl.program_id(0)
+        n = tl.num_programs(0)
+        if p_kl is not None:
+            tl.store(p_sums + i, kl_sum)
+        if MEAN_OVER != "none":
+            tl.store(p_sums + n + i, mu_sum)
+        if MEAN_OVER == "all":
+            tl.store(p_sums + 2 * n + i, logvar_sum)
+        is_last = arrive(p_counter, n)
+    if is_last:
+        if SPLIT_COLS:
+            if p_kl is not None:
+                kl_sum = sum_scalars(p_sums, n, DTYPE)
+            if MEAN_OVER != "none":
+                mu_sum = sum_scalars(p_sums + n, n, DTYPE)
+            if MEAN_OVER == "all":
+                logvar_sum = sum_scalars(p_sums + 2 * n, n, DTYPE)
+        if p_kl is not None:
+            tl.store(p_kl, divide(0.5 * kl_sum, kl_denominator.to(DTYPE)))
+        if MEAN_OVER == "batch":
+            tl.store(p_kl_of_mean, 0.5 * mu_sum)
+        if MEAN_OVER == "all":
+            mean_mu = divide(mu_sum, element_count.to(DTYPE))
+            mean_logvar = divide(logvar_sum, element_count.to(DTYPE))
+            tl.store(p_means, mean_mu)
+            tl.store(p_means + 1, mean_logvar)
+            tl.store(p_kl_of_mean, 0.5 * kl_terms(mean_mu, mean_logvar))
+
+
+class Scratch(NamedTuple):
+    """Where parts of scratch begin, and its size, for the host. First are scalars, [3, walkers];
+    of each walker, those of its ranges [3, ranges], then of each round of groups [3, groups].
+    """
+
+    lines: int  # partial sums of a walker
+    columns: int  # column sums [ranges, 2, D], then [groups, 2, D] of each round
+    rows: int  # [B, walkers], of KLs of rows
+    size: int
+
+
+def scratch_parts(walkers, ranges, column_sums, row_sums):
+    """Of a grid. column_sums: D where MEAN_OVER = "batch"; row_sums: B where PER_ROW; else 0."""
+    if walkers == ranges == 1:
+        return Scratch(0, 0, 0, 0)
+    lines = partial_sums(ranges)
+    # Triton learns from a number that 16 divides that vectors may begin there.
+    columns = -(-3 * walkers * (1 + lines) // 16) * 16
+    rows = -(-(columns + 2 * lines * column_sums) // 16) * 16
+    return Scratch(lines, columns, rows, rows + walkers * row_sums)
+
+
+def row_parts(walkers):
+    """How many partial KLs of a row are added at once."""
+    return min(triton.next_power_of_2(walkers), 256)
+
+
+def counter_count(walkers, ranges):
+    """Counters: of all walkers, of each range's, of each walker's groups in every round."""
+    return 1 + ranges + walkers * partial_sums(ranges)
