@@ -154,7 +154,8 @@ def forward_kernel(
                 if SPLIT_COLS:
                     p_row = p_rows + o_row.to(tl.int64) * n_walkers + i_walker
                     if WALKS:
-                        b_row_kl += tl.load(p_row, m_row & (i_tile != i_walker), 0.0)
+                        if i_tile != i_walker:
+                            b_row_kl += tl.load(p_row, m_row, 0.0)
                     tl.store(p_row, b_row_kl, m_row)
                 else:
                     tl.store(p_kl + o_row, b_row_kl, m_row)

@@ -147,10 +147,11 @@ def statistics_kernel(
             is_last = arrive(p_counters + i_tile * lines + line + i // GROUP, count)
             if is_last:
                 p_from = p_scratch + (line + first).to(tl.int64) * SUMS * D + col
-                p_to = p_scratch + (line + n + i // GROUP).to(tl.int64) * SUMS * D + col
                 if n <= GROUP:
-                    p_to = p_out + col
-                _add_group(p_from, p_to, count, D, m_col, BLOCK_COLS)
+                    _add_group(p_from, p_out + col, count, D, m_col, BLOCK_COLS)
+                else:
+                    p_to = p_scratch + (line + n + i // GROUP).to(tl.int64) * SUMS * D + col
+                    _add_group(p_from, p_to, count, D, m_col, BLOCK_COLS)
             line += n
             i = i // GROUP
             n = (n + GROUP - 1) // GROUP
