@@ -270,7 +270,8 @@ def compute(
     form, bounds = "logvar", None
     if clamp is not None:
         form, bounds = _validate.scale_form(clamp, (mu, logvar, eps))
-    backend = _resolved(backend, mu.device, road)
+    known = backends.chosen.get(mu.device.type) if road == "direct" and backend == "auto" else None
+    backend = known or _validate.resolve_backend(backend, mu.device)
     sample, reduction, mean_over = terms
     has_eps = eps is not None
     spec = Spec(sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps)
@@ -300,7 +301,9 @@ def compute_moments(
     if clamp is not None:
         form, bounds = _validate.scale_form(clamp, (moments, moments, eps))
     road = _roads.road(moments, eps)
-    backend = _resolved(backend, moments.device, road)
+    device = moments.device
+    known = backends.chosen.get(device.type) if road == "direct" and backend == "auto" else None
+    backend = known or _validate.resolve_backend(backend, device)
     sample, reduction, mean_over = terms
     has_eps = eps is not None
     spec = Spec(sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps, dim)
@@ -317,12 +320,6 @@ def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:
     if seed is None or (seed is given and seed < 1 << 63):
         return source
     return Source(None, signed64(seed))
-
-
-def _resolved(backend: str, device: torch.device, road: _roads.Road) -> str:
-    """The backend that runs."""
-    known = backends.chosen.get(device.type) if road == "direct" and backend == "auto" else None
-    return known or _validate.resolve_backend(backend, device)
 
 
 def _cast(results: _ops.Results, z_dtype: torch.dtype) -> _ops.Results:
