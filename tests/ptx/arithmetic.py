@@ -213,7 +213,8 @@ def _define_comparisons() -> None:
         for name, compare in _COMPARISONS.items():
             for t in ("u" + bits, "s" + bits, *(["b" + bits] if name in ("eq", "ne") else ())):
                 _define(f"setp.{name}.{t}", compare, f"{t} {t}", "pred")
-    for t, value in (("f32", np.positive), ("f64", np.positive), ("bf16", from_bf16)):
+    values = dict.fromkeys(("f16", "f32", "f64"), np.positive) | {"bf16": from_bf16}
+    for t, value in values.items():
         for name, compare in _COMPARISONS.items():
 
             def ordered(x, y, compare=compare, value=value):

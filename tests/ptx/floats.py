@@ -71,7 +71,8 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
     total = high + upper
     rest = lower + _error_of_sum(high, upper, total)
     rest_error = _error_of_sum(lower, _error_of_sum(high, upper, total), rest)
-    result = np.asarray(total + _to_odd(rest, rest_error))
+    result = total + _to_odd(rest, rest_error)
+    result = np.where(result == 0, high + c, result)  # of the right sign
     simple = _between(a, 450) & _between(b, 450) & _between(high, 900) & _between(c, 900)
     for i in np.flatnonzero(~simple):
         result[i] = _fma_by_fractions(float(a[i]), float(b[i]), float(c[i]))

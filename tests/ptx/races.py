@@ -122,6 +122,11 @@ class Shadow:
         _check(order, self._writers[cells], by, "written")
         _check(order, self._readers[cells], by, "read")
         self._writers[cells] = by
+        last = self._writers[cells]
+        clash = np.flatnonzero(last >> _PROGRAM != by >> _PROGRAM)
+        if len(clash):
+            first, second = describe(by[clash[0]]), describe(last[clash[0]])
+            raise PtxError(f"race: {first} and {second} write to the same bytes")
 
 
 def _remember(readers: Array, cells: Array, by: Array) -> None:
