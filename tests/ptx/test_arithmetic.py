@@ -17,16 +17,12 @@ NAN, INF = f32("nan"), f32("inf")
 
 
 def rounded(exact, dtype):
-    """A fraction to the nearest number, ties to even, whatever its size."""
-    info = np.finfo(dtype)
-    if exact == 0:
-        return dtype(0)
-    exponent = max(int(np.floor(np.log2(abs(float(exact))))), info.minexp)
-    for e in (exponent - 1, exponent, exponent + 1):
-        if e >= info.minexp and abs(exact) < Fraction(2) ** (e + 1):
-            exponent = e
-            break
-    ulp = Fraction(2) ** (exponent - info.nmant)
+    """A fraction to the nearest number, ties to even; Python does it for float64."""
+    if dtype is f64 or exact == 0:
+        return dtype(float(exact))
+    exponent = np.frexp(float(abs(exact)))[1] - 1
+    exponent -= abs(exact) < Fraction(2) ** int(exponent)  # that may have rounded up
+    ulp = Fraction(2) ** int(max(exponent, -126) - 23)
     return dtype(float(round(exact / ulp) * ulp))
 
 
@@ -40,15 +36,13 @@ def check_fma(a, b, c, dtype):
 
 
 def test_fma_of_float32_rounds_once():
-    """Half an ulp in the sum, and a product's last bits that decide: in float64 they vanish."""
+    """A product a little off half an ulp of the sum, by a bit that float64 does not hold."""
+    a, b, c = 2.0**-12 * (1 + 2**-23), 2.0**-12 * (1 - 2**-23), 1 + 2**-23
+    check_fma([a, -a, a, -a], [b] * 4, [c, c, -c, -c], f32)
+    small = 2.0**-63  # the sum is subnormal
+    check_fma([a * small, -a * small], [b * small] * 2, [2.0**-127 + 2.0**-149] * 2, f32)
+    check_fma([2.0**-80], [2.0**-69], [2.0**-149], f32)
     check_fma([1 + 2**-12] * 3, [1 + 2**-12] * 3, [2.0**30, -(2.0**30), 1], f32)
-    above = [2.0**-30 * (1 + 2**-23), 2.0**-30 * (1 - 2**-24), -(2.0**-30) * (1 + 2**-23)]
-    check_fma(above, [2.0**-30] * 3, [1 + 2**-23] * 3, f32)
-    # A sum half way between two float32 but for a product below the last bit of its float64.
-    tie = f32(2.0**24 + 2)
-    check_fma([1 + 2**-23, -1 - 2**-23, 2.0**-40], [1, 1, 2.0**-40], [tie] * 3, f32)
-    check_fma([1, 1], [1 + 2.0**-23] * 2, [2.0**24, -(2.0**24)], f32)
-    check_fma([2.0**-80], [2.0**-69], [2.0**-149], f32)  # half of the smallest, and a bit
 
 
 def test_fma_of_float32_at_random():
@@ -64,9 +58,16 @@ def test_fma_of_float64_rounds_once():
     check_fma([2.0**-60, -(2.0**-60)], [1 + 2.0**-52] * 2, [1 + 2.0**-52, 1], f64)
     check_fma([1 + 2.0**-27], [1 + 2.0**-26], [2.0**53 + 2], f64)
     rng = np.random.default_rng(1)
-    for scale in (1, 1e-160, 1e150):
-        a, b = rng.standard_normal((2, 32)) * scale
-        check_fma(a, b, rng.standard_normal(32) * scale * scale, f64)
+    for scale_a, scale_b in (
+        (1, 1),
+        (1e-150, 1e-153),
+        (1e-300, 1e160),
+        (1e302, 1e-20),
+        (1e150, 1e150),
+    ):
+        a, b = rng.standard_normal((2, 32)) * [[scale_a], [scale_b]]
+        check_fma(a, b, rng.standard_normal(32) * scale_a * scale_b, f64)
+        check_fma(a, b, -a * b, f64)  # what rounding the product left out
 
 
 def test_fma_of_zeros_and_infinities():

@@ -210,6 +210,9 @@ def test_loads_that_do_not_wait_for_each_other_are_one_step():
     data = np.arange(64, dtype=u64)
     loads = "ld.global.b32 %r1, [%rd0];\nld.global.b32 %r2, [%rd0 + 8];\nadd.s32 %r3, %r1, %r2;\n"
     assert run(loads, data).load_steps.tolist() == [1]
+    assert run(loads + "add.s32 %r4, %r2, %r2;", data).load_steps.tolist() == [1]
+    apart = loads.replace("%r1, %r2;", "%r1, %r1;") + "add.s32 %r4, %r2, %r2;"
+    assert run(apart, data).load_steps.tolist() == [1]
     assert run(loads + loads.replace("%rd0", "%rd1"), data, data.copy()).load_steps.tolist() == [2]
     chain = "ld.global.b64 %rd8, [%rd0];\nadd.s64 %rd8, %rd0, %rd8;\nld.global.b64 %rd9, [%rd8];\n"
     assert run(chain + "mov.b64 %rd7, %rd9;", data).load_steps.tolist() == [2]

@@ -69,8 +69,8 @@ FAULTS = {
 def reports():
     """What the launches said, by fault."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    before = environment.get("PYTHONPATH", "")
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), before])
+    path = [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     done = subprocess.run(
         [sys.executable, __file__], capture_output=True, text=True, env=environment
     )
