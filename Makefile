@@ -19,7 +19,7 @@ help:
 	@echo "make fast   lint, types, values, gradients and contract, without the interpreter; a minute at most"
 	@echo "make test   lint, types and the whole suite; PYTEST_ARGS=--random-order shuffles it"
 	@echo "make test-versions  the suite on the oldest torch and triton supported, and on the newest"
-	@echo "make test-slow  the machine code of every kernel variant, and more draws (minutes)"
+	@echo "make test-slow  the machine code of every kernel variant, run too, and more draws (minutes)"
 	@echo "make test-peers  values and gradients beside the code of diffusers, pythae, keras, ..."
 	@echo "make docs   the API's documentation, in build/docs/"
 	@echo "make which-kl  the trainings and figures of docs/which-kl.md"

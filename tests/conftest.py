@@ -13,7 +13,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Inductor would start a pool of processes beside those that run the tests.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# VAEKL_PTX=sm_90: the Triton kernels are compiled for that GPU, and what they become is executed.
+# VAEKL_PTX=sm_90: the Triton kernels are compiled for that GPU, and what they become is executed;
+# with VAEKL_PTX_ERRORS=1 approximate instructions are off by as much as they may be.
 PTX = os.environ.get("VAEKL_PTX")
 if DEVICE == "cpu" and PTX is None:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -28,7 +29,7 @@ from vaekl.backends.workspace import workspaces
 from vaekl.testing import CONFIGS
 
 if PTX is not None:
-    from ptx import launcher
+    from ptx import floats, launcher
 
     launcher.use(PTX)
     _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
@@ -39,6 +40,8 @@ def _seed(name):
     number = zlib.crc32(name.encode())
     if PTX is not None:
         launcher.turns.seed(number)
+        if os.environ.get("VAEKL_PTX_ERRORS"):
+            floats.approximate.errors = number
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)

@@ -128,32 +128,37 @@ class Approximate:
     """The approximate instructions, within the errors that the PTX manual states."""
 
     def __init__(self) -> None:
-        self.errors: np.random.Generator | None = None
+        self.errors: int | None = None  # a seed: for the same operand always the same error
 
-    def _off(self, x: Array, largest: float, relative: bool | Array = True) -> Array:
+    def _off(self, exact: Array, largest: float, x: Array, relative: bool | Array = True) -> Array:
         if self.errors is None:
-            return x
-        error = self.errors.uniform(-largest, largest, np.shape(x))
-        return x + np.where(relative, x * error, error)
+            return exact
+        bits = x.view(np.uint32).astype(np.uint64) + np.uint64(self.errors)
+        for factor in (0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9):  # mixed as SplitMix64 does
+            bits = bits * np.uint64(factor)
+            bits = bits ^ (bits >> np.uint64(31))
+        error = largest * (bits.astype(np.float64) * 2.0**-63 - 1)
+        return exact + np.where(relative, exact * error, error)
 
     def lg2(self, x: Array) -> Array:
         """2^-22: absolute between 1/2 and 2, else relative."""
         x = flush(x)
         relative = (x <= 0.5) | (x >= 2)
-        return self._off(np.log2(x.astype(np.float64)), 2.0**-22, relative).astype(np.float32)
+        return self._off(np.log2(x.astype(np.float64)), 2.0**-22, x, relative).astype(np.float32)
 
     def ex2(self, x: Array) -> Array:
         """2^-22."""
         exact = np.exp2(flush(x).astype(np.float64))
-        return flush(self._off(exact, 2.0**-22).astype(np.float32))
+        return flush(self._off(exact, 2.0**-22, x).astype(np.float32))
 
     def sqrt(self, x: Array) -> Array:
         """2^-23."""
-        return self._off(np.sqrt(flush(x).astype(np.float64)), 2.0**-23).astype(np.float32)
+        x = flush(x)
+        return self._off(np.sqrt(x.astype(np.float64)), 2.0**-23, x).astype(np.float32)
 
     def divide(self, x: Array, y: Array) -> Array:
         """Two units in the last place."""
-        return self._off(x.astype(np.float64) / y, 2.0**-22).astype(np.float32)
+        return self._off(x.astype(np.float64) / y, 2.0**-22, x + y).astype(np.float32)
 
     def reciprocal(self, x: Array) -> Array:
         """Of a float64, of which the upper word alone is given."""
