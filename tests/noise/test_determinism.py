@@ -86,7 +86,7 @@ def test_all_partial_sums_are_added(count, device):
     """More programs than fit one block of the last program."""
     partials = torch.randn(count, dtype=torch.float64, device=device)
     total = torch.empty((), dtype=torch.float64, device=device)
-    sum_kernel[(1,)](total, partials, count)
+    sum_kernel[(1,)](total, partials, count, enable_fp_fusion=True)
     torch.testing.assert_close(total, partials.sum(), rtol=1e-12, atol=1e-12)
 
 
