@@ -33,9 +33,9 @@ def run_on_ptx(target, tests, **more):
     """How many of these pass; an error if one does not."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     inherited.pop("TRITON_INTERPRET", None)
+    only = ["-q", "-p", "no:cacheprovider", "-k", "not cpu and not eager"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton or wide",
-         *(ROOT / "tests" / name for name in tests)],
+        [sys.executable, "-m", "pytest", *only, *(ROOT / "tests" / name for name in tests)],
         capture_output=True, text=True, cwd=ROOT,
         env=inherited | {"VAEKL_PTX": target, "CUDA_VISIBLE_DEVICES": ""} | more,
     )  # fmt: skip
@@ -44,16 +44,16 @@ def run_on_ptx(target, tests, **more):
 
 
 def test_a_subset():
-    assert run_on_ptx("sm_90", SUBSET) > 140
+    assert run_on_ptx("sm_90", SUBSET) > 150
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_all(target):
-    assert run_on_ptx(target, SUITE) > 700
+    assert run_on_ptx(target, SUITE) > 850
 
 
 @pytest.mark.slow
 def test_with_the_errors_that_approximate_instructions_may_have():
     """Square roots, logarithms and divisions of float32 that are not rounded correctly."""
-    assert run_on_ptx("sm_90", SUITE, VAEKL_PTX_ERRORS="1") > 700
+    assert run_on_ptx("sm_90", SUITE, VAEKL_PTX_ERRORS="1") > 850
