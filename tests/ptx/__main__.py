@@ -19,6 +19,8 @@ CASES = [
     ((1024, 512), torch.float32, "contiguous", {}),
     ((1024, 512), torch.float32, "contiguous", {"reduction": "none"}),
     ((1, 131072), torch.bfloat16, "contiguous", {}),
+    ((4, 65536), torch.float32, "contiguous", {"reduction": "none"}),
+    ((1, 700000), torch.bfloat16, "contiguous", {"reduction": "none"}),
     ((16, 16384), torch.float32, "contiguous", {"reduction": "none", "mean_over": "all"}),
     ((16, 64, 16, 16), torch.float32, "channels_last", {}),
     ((16, 64, 16, 16), torch.float32, "transposed", {}),

@@ -104,6 +104,12 @@ def _bytes(x: Array, y: Array, selector: Array) -> Array:
     return result.astype(np.uint32)
 
 
+def _funnel(low: Array, high: Array, amount: Array) -> Array:
+    """shf.l.wrap: the upper half of both words, shifted left together by up to 31."""
+    both = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
+    return (both << (amount & np.uint32(31)) >> np.uint64(32)).astype(np.uint32)
+
+
 def _select(x: Array, y: Array, chosen: Array) -> Array:
     return np.where(chosen, x, y)
 
@@ -142,6 +148,7 @@ def _define_integers() -> None:
     _define("bfe.u32", _field, "u32 u32 u32", "u32")
     _define("bfe.s32", _signed_field, "s32 u32 u32", "s32")
     _define("prmt.b32", _bytes, "b32 b32 b32", "b32")
+    _define("shf.l.wrap.b32", _funnel, "b32 b32 u32", "b32")
     for t in ("b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64"):
         _define(f"selp.{t}", _select, f"{t} {t} pred", t)
 

@@ -152,6 +152,18 @@ def test_shifts_are_clamped(kind, amount):
     assert found[0] == (value << min(amount, 100)) % modulo
 
 
+def test_a_shift_of_two_words():
+    low, high = np.array([0x8765_4321], u32), np.array([0xFEDC_BA98], u32)
+    for amount, expected in {
+        0: 0xFEDC_BA98,
+        4: 0xEDCB_A988,
+        31: 0x43B2_A190,
+        36: 0xEDCB_A988,
+    }.items():
+        found = compute(f"shf.l.wrap.b32 {{to}}, {{0}}, {{1}}, {amount};", low, high)
+        assert f"{found[0]:08x}" == f"{expected:08x}", amount
+
+
 def test_integers():
     x, y = np.array([-7, 7, 2**31 - 1], i32), np.array([2, -2, 2**31 - 1], i32)
     found = {op: compute(f"{op} {{to}}, {{0}}, {{1}};", x, y).view(i32).tolist()

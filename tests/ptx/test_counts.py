@@ -4,12 +4,9 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from paths import ROOT
 
 
-@pytest.mark.slow
 def test_the_counts_of_both_kernels():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -19,12 +16,13 @@ def test_the_counts_of_both_kernels():
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split("; ") for line in done.stdout.splitlines()[1:]]
     forward, backward = rows[::2], rows[1::2]
-    assert len(forward) == len(backward) == 7
+    assert len(forward) == len(backward) == 9
     for row in rows:
         instructions, steps = (tuple(map(int, row[i].split(", "))) for i in (2, 3))
         assert instructions[0] <= instructions[1]
         assert 1 <= steps[0] <= steps[1]
         assert 1 <= float(row[4]) <= 32
     assert all(row[2].split(", ")[0] == row[2].split(", ")[1] for row in backward)
-    # Several programs: the last reads what the others wrote.
-    assert all(row[3].split(", ")[0] < row[3].split(", ")[1] for row in forward if row[1] != "1")
+    # Several programs: the last reads what the others wrote, in few rounds.
+    several = [tuple(map(int, row[3].split(", "))) for row in forward if row[1] != "1"]
+    assert all(0 < last - median <= 6 for median, last in several), several
