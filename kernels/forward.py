@@ -156,6 +156,7 @@ def forward_kernel(
                     if WALKS:
                         if i_tile != i_walker:
                             b_row_kl += tl.load(p_row, m_row, 0.0)
+                            tl.debug_barrier()  # a sum has several readers and one writer
                     tl.store(p_row, b_row_kl, m_row)
                 else:
                     tl.store(p_kl + o_row, b_row_kl, m_row)

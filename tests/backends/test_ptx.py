@@ -22,6 +22,8 @@ SUBSET = [
     "values/test_values.py::test_four_axes",
     "values/test_values.py::test_wide_offsets",
     "values/test_values.py::test_clamp",
+    "values/test_values.py::test_programs_that_walk_over_columns",
+    "values/test_values.py::test_sums_of_several_rounds",
     "noise/test_noise.py::test_seed_gives_the_oracles_noise",
     "noise/test_determinism.py",
     "diagnostics/test_diagnostics.py::test_values",
