@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.language.target_info import current_target
 
 GROUP = tl.constexpr(16)  # partial sums that one program adds up, at most
-SCALARS_AT_ONCE = tl.constexpr(1024)
+SCALARS_AT_ONCE = tl.constexpr(512)
 
 
 @triton.constexpr_function
