@@ -126,11 +126,8 @@ def from_text(text: str) -> Spec:
 
 def halves(moments: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """mu and logvar, as views."""
-    size = moments.shape[dim]
-    if type(size) is int and not torch.compiler.is_compiling():
-        mu, logvar = moments.chunk(2, dim)  # half as long as narrow twice, which takes any symbol
-        return mu, logvar
-    return moments.narrow(dim, 0, size // 2), moments.narrow(dim, size // 2, size // 2)
+    half = moments.shape[dim] // 2
+    return moments.narrow(dim, 0, half), moments.narrow(dim, half, half)
 
 
 def sizes(shape: torch.Size, batch_dims: int) -> tuple[int, int]:
