@@ -45,7 +45,7 @@ def arrive(p_counter, count):
             "s_waitcnt vmcnt(0)", "=v", [], dtype=tl.int32, is_pure=False, pack=1
         )
     tl.debug_barrier()
-    is_last = tl.atomic_add(p_counter, 1, sem="acq_rel") == count - 1
+    is_last = tl.atomic_add(p_counter, 1, sem="acq_rel") == count.to(tl.int32) - 1
     if is_last:
         tl.store(p_counter, 0)
     return is_last
