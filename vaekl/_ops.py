@@ -106,8 +106,7 @@ def _gradients(
     spec, saved, storage = ctx.spec, Saved(key, means, noise), (first, second, eps)
     road: _roads.Road = "composed"  # for create_graph: formulas that torch can see into
     if not torch.is_grad_enabled():
-        tensors = (dz, dkl, dkl_of_mean, *storage)  # is_direct first: once more is a call less
-        road = "direct" if _roads.is_direct(*tensors) else _roads.road(*tensors)
+        road = _roads.road(dz, dkl, dkl_of_mean, *storage)
     if road == "direct":
         return _operators.backward(spec, storage, saved, upstream, needs)
     if road == "operator":
@@ -140,8 +139,7 @@ class ReparameterizeKLFunction(torch.autograd.Function):
     def forward(ctx: Any, rest: tuple[Spec, Source, Storage], *_: Tensor | None) -> Outputs:
         """One forward launch. `rest`, as one argument, costs autograd less than three."""
         spec, source, storage = rest
-        x = storage if type(storage) is Operands else operands(spec, storage)
-        results = _plans.forward(spec, x, source)
+        results = _plans.forward(spec, operands(spec, storage), source)
         _, of_first, of_second, of_eps = ctx.needs_input_grad
         needs = _needs(of_first, of_second, of_eps)
         constants = _keep(ctx, spec, storage, results, needs)

@@ -295,20 +295,12 @@ def compute_moments(
     if packed.eps is not None:
         half, other = halves(moments, dim)
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
-    if eps is not None or source[0] is not None or source[1] is not None:
-        source = _checked(half, eps, source)
-    form, bounds = "logvar", None
-    if clamp is not None:
-        form, bounds = _validate.scale_form(clamp, (moments, moments, eps))
+    source = _checked(half, eps, source)
+    form, bounds = _validate.scale_form(clamp, (moments, moments, eps))
     road = _roads.road(moments, eps)
-    device = moments.device
-    known = backends.chosen.get(device.type) if road == "direct" and backend == "auto" else None
-    backend = known or _validate.resolve_backend(backend, device)
-    sample, reduction, mean_over = terms
-    has_eps = eps is not None
-    spec = Spec(sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps, dim)
-    results = _ops.run(road, spec, (moments, None, eps), source)
-    return results if z_dtype is None else _cast(results, z_dtype)
+    backend = _validate.resolve_backend(backend, moments.device)
+    spec = Spec(*terms, batch_dims, form, bounds, backend, eps is not None, dim)
+    return _cast(_ops.run(road, spec, (moments, None, eps), source), z_dtype)
 
 
 def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:
@@ -322,7 +314,8 @@ def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:
     return Source(None, signed64(seed))
 
 
-def _cast(results: _ops.Results, z_dtype: torch.dtype) -> _ops.Results:
-    """With z, if there is one, in the dtype that it is to have."""
-    z, kl, kl_of_mean = results
-    return None if z is None else z.to(z_dtype), kl, kl_of_mean
+def _cast(results: _ops.Results, z_dtype: torch.dtype | None) -> _ops.Results:
+    """With z in the dtype that it is to have, if it has not."""
+    if z_dtype is None or results[0] is None:
+        return results
+    return results[0].to(z_dtype), results[1], results[2]
