@@ -58,7 +58,8 @@ class Config:
     tile: int = 1024  # elements of a block
     max_cols: int = 128  # columns of a block, while the batch fills its rows
     small: int = 4096  # padded elements that one program takes alone
-    programs: int = 528  # at most (or one per column tile): 4 for each of an H100's 132 SMs
+    #: At most, 4 for each of an H100's 132 SMs; of kernels that do not walk, or one a column tile.
+    programs: int = 528
     threads: int = 128  # of a program: 8 elements of a full block each
 
 
