@@ -6,7 +6,7 @@ that its first call compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -127,10 +127,14 @@ def is_elsewhere(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
 
 
-def _unit(view: layout.View, tensors: Sequence[Tensor | None], is_drawn: bool) -> int:
+def _unit(view: layout.View, dtypes: Iterable[torch.dtype], is_drawn: bool) -> int:
     """UNIT: what a thread has of a row at a time. 16 bytes, but of noise one group."""
-    widest = max(t.element_size() for t in tensors if t is not None)
+    widest = max(dtype.itemsize for dtype in dtypes)
     return view.unit(4 if is_drawn else max(16 // widest, 4))
+
+
+def _dtypes(*tensors: Tensor | None) -> list[torch.dtype]:
+    return [t.dtype for t in tensors if t is not None]
 
 
 def _size_args(view: layout.View, unit: int, grid: layout.Grid, spec: Spec) -> list[Any]:
@@ -169,9 +173,8 @@ class _ForwardPlan:
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
         self.counter_count = counter_count(grid.walkers, grid.ranges)
-        split_cols = grid.walkers > 1
-        z = torch.empty(0, dtype=sample_dtype(*x), device="cpu") if spec.sample else None
-        unit = _unit(view, (*x, z), spec.sample and x.eps is None)
+        z_dtype = sample_dtype(*x)
+        unit = _unit(view, [*_dtypes(*x), z_dtype], spec.sample and x.eps is None)
         fixed = [
             *_size_args(view, unit, grid, spec),
             grid.tiles,
@@ -180,7 +183,7 @@ class _ForwardPlan:
             per_row,
             spec.mean_over or "none",
             grid.ranges > 1,
-            split_cols,
+            grid.walkers > 1,
             grid.tiles > grid.walkers,
             row_parts(grid.walkers) if per_row else 1,
             FORMS[spec.form].logvar,
@@ -189,7 +192,7 @@ class _ForwardPlan:
         self.launch = Launch(forward_kernel, grid, grid.walkers, fixed)
         self.new_z: Callable[[Tensor], Tensor] | None = None
         if spec.sample:
-            self.new_z = allocator(x.mu, sample_dtype(*x))
+            self.new_z = allocator(x.mu, z_dtype)
         self.kl = self.means = None
         if spec.reduction is not None:
             self.kl = dense(x.mu.shape[: spec.batch_dims] if per_row else ())
@@ -244,7 +247,7 @@ def backward(
     view = arrangement.view
     grid = layout.grid(view.batch, view.event, layout.current_config())
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
-    unit = _unit(view, (*x, upstream.z), is_drawn)
+    unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
     fixed = [
         *_size_args(view, unit, grid, spec),
         arrangement.dkl_row,
@@ -284,7 +287,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     if arrangement is None:
         (mu, logvar, _), _ = arranged(Operands(mu, logvar), None, batch_dims)
         return statistics(mu, logvar, batch_dims)
-    view, unit = arrangement.view, _unit(arrangement.view, (mu, logvar), False)
+    view, unit = arrangement.view, _unit(arrangement.view, _dtypes(mu, logvar), False)
     grid = layout.grid(view.batch, view.event, statistics_config())
     fixed = [
         *LOGVAR_RANGE,
