@@ -10,6 +10,7 @@ from .reduction import (
     GROUP,
     arrive,
     column_sums_of_group,
+    group_of,
     partial_sums,
     sum_of_group,
     sum_scalars,
@@ -28,8 +29,7 @@ def add_ranges(
 ):  # fmt: skip
     """Leave sums as the i-th of n; (whether it was the last of its group, the group's sums)."""
     kl_sum, mu_sum, logvar_sum = sums
-    first = i // GROUP * GROUP
-    count = tl.minimum(n - first, GROUP)
+    first, count = group_of(i, n)
     p_first = p_columns + 2 * first.to(tl.int64) * D + col
     if HAS_KL:
         tl.store(p_sums + i, kl_sum)

@@ -207,7 +207,7 @@ def forward_kernel(
                 )  # fmt: skip
                 line += n
                 i = i // GROUP
-                n = (n + GROUP - 1) // GROUP
+                n = tl.cdiv(n, GROUP)
         if is_last:
             if SPLIT_ROWS and MEAN_OVER == "batch":
                 of_mean_sum = column_means(p_means, mu_sums, logvar_sums, B, D, o_col, m_col, DTYPE)

@@ -51,6 +51,13 @@ def arrive(p_counter, count):
     return is_last
 
 
+@triton.jit
+def group_of(i, n):
+    """The first of n partial sums in the group of the i-th, and how many are in it."""
+    first = i // GROUP * GROUP
+    return first, tl.minimum(n - first, GROUP)
+
+
 # What other programs wrote is read past L1 (.cg).
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .gaussian import exp_terms
-from .reduction import GROUP, arrive, column_sums_of_group, partial_sums
+from .reduction import GROUP, arrive, column_sums_of_group, group_of, partial_sums
 from .tile import columns, offsets, program, strides
 
 SUMS = tl.constexpr(8)
@@ -141,9 +141,10 @@ def statistics_kernel(
     if SPLIT_ROWS:
         i, n, line = i_range, n_ranges, 0 * n_ranges
         is_last = n > 1
-        while is_last & (n > 1):  # of pointers a loop may carry none: AMD's compiler fails
-            first = i // GROUP * GROUP
-            count = tl.minimum(n - first, GROUP)
+        while is_last & (
+            n > 1
+        ):  # of pointers a loop may carry or choose none: AMD's compiler fails
+            first, count = group_of(i, n)
             is_last = arrive(p_counters + i_tile * lines + line + i // GROUP, count)
             if is_last:
                 p_from = p_scratch + (line + first).to(tl.int64) * SUMS * D + col
@@ -154,7 +155,7 @@ def statistics_kernel(
                     _add_group(p_from, p_to, count, D, m_col, BLOCK_COLS)
             line += n
             i = i // GROUP
-            n = (n + GROUP - 1) // GROUP
+            n = tl.cdiv(n, GROUP)
     if is_last:
         p_shift = p_out + tl.full([], SUMS, tl.int64) * D
         tl.store(p_shift + o_col[None, :], b_shift, m_col[None, :])
