@@ -88,6 +88,27 @@ class _Files:
                 path.unlink()
 
 
+class _OnDisk(FunctionCache):
+    """numba's, with files of our own; the digest in their names: of other sources none is read."""
+
+    digest = _digest()
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, f"{self._impl.filename_base}-{self.digest}")
+
+    def load_overload(self, sig, target_context):
+        """What was kept, if it can be used."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever code that is whole and yet no use to this process ends in
+            self._cache_file.remove(self._index_key(sig, target_context.codegen()))
+            return None
+
+    def _guard_against_spurious_io_errors(self):
+        return suppress(OSError)  # a full disk costs the next process a compilation, no more
+
+
 class _Told:
     """A cache that says on stderr, once, why a call takes long: it is being compiled."""
 
@@ -121,25 +142,8 @@ class _Nowhere(_Told, NullCache):
     how_often = "which there is no folder to keep in: once a process"
 
 
-class _Cache(_Told, FunctionCache):
-    """numba's, with files of our own; the digest in their names: of other sources none is read."""
-
-    digest = _digest()
-
-    def __init__(self, function):
-        super().__init__(function)
-        self._cache_file = _Files(self._cache_path, f"{self._impl.filename_base}-{self.digest}")
-
-    def load_overload(self, sig, target_context):
-        """What was kept, if it can be used."""
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # whatever code that is whole and yet no use to this process ends in
-            self._cache_file.remove(self._index_key(sig, target_context.codegen()))
-            return None
-
-    def _guard_against_spurious_io_errors(self):
-        return suppress(OSError)  # a full disk costs the next process a compilation, no more
+class _Cache(_Told, _OnDisk):
+    """Where there is a folder."""
 
 
 def keep_on_disk(kernel):
