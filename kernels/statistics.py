@@ -141,9 +141,8 @@ def statistics_kernel(
     if SPLIT_ROWS:
         i, n, line = i_range, n_ranges, 0 * n_ranges
         is_last = n > 1
-        while is_last & (
-            n > 1
-        ):  # of pointers a loop may carry or choose none: AMD's compiler fails
+        # Of pointers the loop may carry or choose none: AMD's compiler fails.
+        while is_last & (n > 1):
             first, count = group_of(i, n)
             is_last = arrive(p_counters + i_tile * lines + line + i // GROUP, count)
             if is_last:

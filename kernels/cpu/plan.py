@@ -68,6 +68,7 @@ def pack(plan, layouts):
 def resized(packed, batch, event, denominator):
     """Another packed plan: that of rows, one piece and its operands contiguous, of another size."""
     words = packed[:]
+    # batch, event, inner, tile_cols, range_rows: the first of a Plan.
     words[:5] = array("q", (batch, event, event, event, batch))
     words[_DENOMINATOR] = denominator
     for row in range(len(_FIELDS) + 1, len(words), _LAYOUT):

@@ -90,6 +90,7 @@ SIZES = [(3, 4), (1, 5), (33, 17), (7, 1), (1, 1), (2, 2), (3276, 5), (2048, 8),
          (2, kernels.BLOCK), (2, kernels.BLOCK + 1), (1, 9), (9, 1), (40, 30)]  # fmt: skip
 KINDS = {
     "two tensors": make_inputs,
+    "one log variance": lambda shape: [make_inputs(shape)[0], torch.ones(()).expand(shape)],
     "and eps": lambda shape: [*make_inputs(shape), make_inputs(shape, dtype=torch.bfloat16)[0]],
     "rows of halves": lambda shape: [torch.cat(make_inputs(shape))],
 }
