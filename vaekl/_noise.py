@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 
-from ._spec import Key, Source
+from ._spec import Key, Source, has_float64
 
 #: 2^63 as an int64. torch's CUDA generator counts from 0 with the same Philox: at offset 0, seed=s
 #: would repeat the words of whatever it draws first after manual_seed(s).
@@ -100,7 +100,12 @@ def _xor(a: Tensor, b: Tensor | int) -> Tensor:
 def philox_normal(
     key: Key, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """eps [B, D], of this shape: the noise contract in torch integer arithmetic."""
+    """eps [B, D], of this shape: the noise contract in torch integer arithmetic.
+
+    Where a device lacks float64 it is drawn on the CPU: with float32 alone its digits differ.
+    """
+    if not has_float64(device):
+        return philox_normal(key, shape, dtype, torch.device("cpu")).to(device)
     batch, event = shape
     seed: int | Tensor = key.seed
     offset: int | Tensor = key.offset

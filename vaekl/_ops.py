@@ -24,7 +24,7 @@ from ._spec import (
     from_text,
     sizes,
 )
-from .backends import composed, eager
+from .backends import composed, formulas
 
 #: z, kl, kl_of_mean; None for what is not wanted.
 Results = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -114,9 +114,9 @@ def _gradients(
     x = operands(spec, storage)
     redrawn = Saved(noise=drawn_noise(spec, x, saved))
     if spec.packed is None:
-        return eager.gradients(spec, x, redrawn, upstream, needs)
+        return formulas.gradients(spec, x, redrawn, upstream, needs)
     both = Needs(needs.mu, needs.mu, needs.eps)
-    d_mu, d_scale, d_eps = eager.gradients(spec, x, redrawn, upstream, both)
+    d_mu, d_scale, d_eps = formulas.gradients(spec, x, redrawn, upstream, both)
     whole = None
     if d_mu is not None and d_scale is not None:
         whole = torch.cat([d_mu, d_scale], spec.packed)

@@ -140,6 +140,11 @@ def kl_denominator(reduction: str | None, batch: int, event: int) -> int:
     return {"batchmean": batch, "mean": batch * event}.get(reduction or "", 1)
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether it is known to: Metal has none, and not every GPU of Intel's."""
+    return device.type in ("cpu", "cuda")
+
+
 def sample_dtype(mu: Tensor, *others: Any) -> torch.dtype:
     """The dtype of mu + exp(logvar / 2) * eps, of whichever of these are tensors.
 

@@ -15,7 +15,7 @@ from vaekl._roads import is_in_vmap, is_recorded, is_subclass, is_traced
 from vaekl._spec import Key, Operands, Outputs, Source, Spec, compute_dtype, sample_dtype, sizes
 from vaekl.kernels.coefficients import PHI_F64
 
-from . import eager, keeps_noise
+from . import eager, formulas, keeps_noise
 from .forms import FORMS
 
 
@@ -62,7 +62,8 @@ def forward(spec: Spec, x: Operands, source: Source) -> Outputs:
     if spec.sample and noise is None:
         noise = _noise(spec, x, source)
     given = x._replace(scale=FORMS[spec.form].logvar(scale.to(dtype), spec.clamp), eps=noise)
-    outputs, _ = eager.outputs(spec._replace(form="logvar"), given, dtype, phi)
+    spec = spec._replace(form="logvar")
+    outputs, _ = formulas.outputs(spec, given, dtype, lambda logvars: [phi(v) for v in logvars])
     if outputs.z is None:
         return outputs
     return outputs._replace(z=outputs.z.to(sample_dtype(*x)))

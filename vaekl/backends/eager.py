@@ -1,18 +1,19 @@
 """The eager backend: plain torch operations on any device, with the analytic backward.
 
-Same formulas as ``vaekl.kernels.forward`` and ``backward``, several passes over memory. The noise
-is torch.randn's, kept for backward; with seed= it is the Philox stream of the other backends.
+The noise is torch.randn's, kept for backward; with seed= it is the Philox stream of the other
+backends. On a CPU a large tensor is worked on block by block: what one operation writes, the next
+finds in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaekl._noise import SEED_OFFSET, philox_normal
-from vaekl._roads import is_batched
 from vaekl._spec import (
     LOGVAR_RANGE,
     Gradients,
@@ -25,12 +26,13 @@ from vaekl._spec import (
     Source,
     Spec,
     compute_dtype,
-    kl_denominator,
+    has_float64,
     sample_dtype,
     sizes,
 )
 from vaekl.kernels.coefficients import PHI_F64
 
+from . import formulas
 from .forms import FORMS
 from .protocol import Backward, Forward
 
@@ -48,14 +50,40 @@ _PHI_F32 = (
 )
 
 
+# Inside of this the square below has all digits that float32 has, outside float64's exp.
+_SEAM = 2.0**-12
+
+
+def _within(x: Tensor, bound: float) -> Tensor:
+    """x where |x| < bound, else 0: where() in one pass, which torch vectorizes on a CPU."""
+    within: Tensor = torch.ops.aten.hardtanh_backward.default(x, x, -bound, bound)
+    return within
+
+
 def phi(logvar: Tensor) -> Tensor:
-    """exp(l) - 1 - l without cancellation: a polynomial for |l| <= 1. Not differentiable."""
+    """exp(l) - 1 - l without cancellation. Not differentiable."""
+    if logvar.dtype == torch.float32 and has_float64(logvar.device):
+        small = _within(logvar, _SEAM)
+        large = (logvar - small).double()
+        values = torch.exp(large).sub_(large).sub_(1.0).to(torch.float32)
+        root = torch.addcmul(small, small, small, value=1 / 6)  # root^2 / 2 = l^2/2 + l^3/6 + ...
+        return values.addcmul_(root, root, value=0.5)
     first, second, *rest = PHI_F64 if logvar.dtype == torch.float64 else _PHI_F32
-    small = (logvar * first).add_(second)
+    small = _within(logvar, 1.0)
+    large = logvar - small
+    values = (small * first).add_(second)
     for coefficient in rest:
-        small.mul_(logvar).add_(coefficient)
-    small.mul_(logvar).mul_(logvar)
-    return torch.where(logvar.abs() <= 1.0, small, torch.expm1(logvar).sub_(logvar))
+        values.mul_(small).add_(coefficient)
+    return values.mul_(small).mul_(small).add_(torch.expm1(large).sub_(large))
+
+
+def phi_of_each(logvars: list[Tensor]) -> list[Tensor]:
+    """In one go: where tensors are small the number of operations is what takes time."""
+    if len(logvars) < 2:
+        return [phi(v) for v in logvars]
+    values = phi(torch.cat([v.reshape(-1) for v in logvars]))
+    parts = values.split_with_sizes([v.numel() for v in logvars])
+    return [part.view(v.shape) for part, v in zip(parts, logvars)]
 
 
 def draw_noise(spec: Spec, x: Operands, source: Source) -> Tensor:
@@ -69,164 +97,150 @@ def draw_noise(spec: Spec, x: Operands, source: Source) -> Tensor:
     return torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
 
-def _means(m: Tensor, v: Tensor, mean_over: str | None) -> Tensor:
-    """Batch means of mu and logvar: [2, D] for "batch", [2] for "all"."""
-    return torch.stack([m.mean(0), v.mean(0)] if mean_over == "batch" else [m.mean(), v.mean()])
-
-
-def _like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
-    """values with the memory format and dtype asked for; copied only if they differ."""
-    if is_batched(values):
-        return values.to(dtype)  # which do not fit a model that is not
-    if values.dtype == dtype and values.stride() == torch.empty_like(model).stride():
-        return values
-    return torch.empty_like(model, dtype=dtype).copy_(values)
-
-
-def _divide(total: Tensor, denominator: int | Tensor) -> Tensor:
-    """A number by a size, which is a tensor while torch.jit traces."""
-    if torch._C._get_tracing_state() is None:
-        return total / denominator
-    if isinstance(denominator, Tensor):
-        denominator = denominator.to(total.dtype)
-    # By way of an axis: torch's ONNX exporter makes float32 of numbers that have none.
-    return (total.reshape(1) / denominator).reshape(())
-
-
-def outputs(
-    spec: Spec, x: Operands, dtype: torch.dtype, phi_of: Callable[[Tensor], Tensor]
-) -> tuple[Outputs, Tensor | None]:
-    """The outputs in `dtype`, where x has the noise in any, and the means.
-
-    Differentiable if `phi_of` is, and fit for vmap: a batched tensor is never written into one that
-    is not.
-    """
-    mu, scale, noise = x
-    batch, event = sizes(mu.shape, spec.batch_dims)
-    m, v = mu.to(dtype), FORMS[spec.form].values(scale.to(dtype), spec.clamp)
-    z = kl = kl_of_mean = means = None
-    if spec.sample and noise is not None:
-        z = torch.addcmul(m, (0.5 * v).exp_(), noise.to(dtype))
-    if spec.reduction is not None:
-        rows = torch.addcmul(phi_of(v), m, m)
-        if spec.batch_dims < mu.dim():
-            rows = rows.sum(tuple(range(spec.batch_dims, mu.dim())))
-        rows = rows.mul_(0.5)
-        if spec.reduction == "none":
-            kl = rows.contiguous()
-        else:
-            kl = _divide(rows.sum(), kl_denominator(spec.reduction, batch, event))
-    if spec.mean_over is not None:
-        means = _means(m.reshape(batch, event), v.reshape(batch, event), spec.mean_over)
-        mean_m, mean_v = means[0].reshape(-1), means[1].reshape(-1)  # an axis, as above
-        kl_of_mean = (0.5 * (mean_m * mean_m + phi_of(mean_v))).sum()
-    return Outputs(z, kl, kl_of_mean), means
-
-
-def gradients(
-    spec: Spec,
-    x: Operands,
-    saved: Saved,
-    upstream: Outputs,
-    needs: Needs,
-    into: Into | None = None,
-) -> Gradients:
-    """None where not needed; the formulas of ``kernels/backward.py``.
-
-    Made of differentiable operations, unless `into` is given, where the first two are written.
-    Without ``saved.means`` the means are taken here, so that they are differentiated.
-    """
-    mu, scale, eps = x
-    dz, dkl, dkl_of_mean = upstream
-    batch, event = sizes(mu.shape, spec.batch_dims)
-    dtype, form = compute_dtype(*x), FORMS[spec.form]
-    m, s = mu.to(dtype), scale.to(dtype)
-    v = form.logvar(s, spec.clamp)
-    of_mu: list[Tensor] = []  # terms to add up
-    of_logvar: list[Tensor] = []  # twice that
-    d_eps = None
-    noise = eps if saved.noise is None else saved.noise.view(mu.shape)
-    if dz is not None and noise is not None:
-        dz = dz.to(dtype)
-        d_eps = dz * torch.exp(0.5 * v)
-        of_mu.append(dz)
-        of_logvar.append(d_eps * noise)
-    if dkl is not None:
-        g = dkl.to(dtype) / kl_denominator(spec.reduction, batch, event)
-        if spec.reduction == "none":
-            g = g.reshape(g.shape + (1,) * (mu.dim() - spec.batch_dims))
-        of_mu.append(g * m)
-        of_logvar.append(g * torch.expm1(v))
-    if dkl_of_mean is not None:
-        means, over_batch = saved.means, spec.mean_over == "batch"
-        if means is None:
-            means = _means(m.reshape(batch, event), v.reshape(batch, event), spec.mean_over)
-        h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
-        mean_m, mean_v = means.reshape(2, *mu.shape[spec.batch_dims :]) if over_batch else means
-        of_mu.append(h * mean_m)
-        of_logvar.append(h * torch.expm1(mean_v))
-    if not of_mu:
-        return Gradients()
-    d_mu: Tensor | None = None
-    d_scale: Tensor | None = None
-    if into is not None:
-        d_mu, d_scale = into
-        _add_into(d_mu, of_mu)
-        twice = form.gradient(_total(of_logvar), s, spec.clamp)
-        torch.mul(twice.expand(mu.shape), 0.5, out=d_scale)
-    if needs.mu and d_mu is None:
-        d_mu = _total(of_mu)
-        # No gradient may be the tensor that came in.
-        d_mu = d_mu.clone() if d_mu is dz else d_mu.expand(mu.shape)
-        d_mu = _like(d_mu, mu, mu.dtype)
-    if needs.scale and d_scale is None:
-        d_scale = form.gradient(0.5 * _total(of_logvar), s, spec.clamp)
-        d_scale = _like(d_scale.expand(mu.shape), scale, scale.dtype)
-    if not needs.eps or d_eps is None or eps is None:
-        return Gradients(d_mu, d_scale)
-    return Gradients(d_mu, d_scale, _like(d_eps, eps, eps.dtype))
-
-
-def _total(terms: list[Tensor]) -> Tensor:
-    """Their sum; the first itself if it is alone."""
-    return sum(terms[1:], terms[0])
-
-
-def _add_into(out: Tensor, terms: list[Tensor]) -> None:
-    """Write their sum, with no tensor for it in between."""
-    if len(terms) == 1:
-        out.copy_(terms[0])
-    else:
-        torch.add(_total(terms[:-1]), terms[-1], out=out)
-
-
 def why_not(device: str) -> str | None:
     """Nothing."""
     return None
+
+
+#: Elements of a block, for each thread. With fewer, the operations themselves take longer than
+#: memory does.
+_BLOCK = 2**17
+
+
+def _blocks(batch: int, event: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of parts of a [batch, event]."""
+    size = _BLOCK * torch.get_num_threads()
+    rows, columns = max(size // event, 1), min(size, event)
+    for row in range(0, batch, rows):
+        for column in range(0, event, columns):
+            yield slice(row, row + rows), slice(column, column + columns)
+
+
+def _flat(batch: int, event: int, *tensors: Tensor | None) -> list[Any] | None:
+    """Views [B, D], if the strides of all tensors allow one."""
+    try:
+        return [None if t is None else t.view(batch, event) for t in tensors]
+    except RuntimeError:
+        return None
+
+
+def _part(values: Tensor | None, row: slice, column: slice) -> Any:
+    """A block's, of what broadcasts against [B, D]."""
+    if values is None or values.dim() == 0:
+        return values
+    if values.dim() == 1:
+        return values[column]
+    return values[row] if values.shape[1] == 1 else values[row, column]
+
+
+def _is_large(x: Operands) -> bool:
+    return x.mu.device.type == "cpu" and x.mu.numel() > _BLOCK
+
+
+def _forward_in_blocks(
+    spec: Spec, x: Operands, z_dtype: torch.dtype
+) -> tuple[Outputs, Tensor | None] | None:
+    """``formulas.outputs``; None where there are no such views."""
+    z = torch.empty_like(x.mu, dtype=z_dtype) if spec.sample else None
+    batch, event = sizes(x.mu.shape, spec.batch_dims)
+    flat = _flat(batch, event, *x, z)
+    if flat is None:
+        return None
+    mu, scale, noise, z_flat = flat
+    dtype, per_sample = compute_dtype(*x), spec.reduction == "none"
+
+    def logvar(part: Tensor) -> Tensor:
+        return FORMS[spec.form].values(part.to(dtype), spec.clamp)
+
+    twice = torch.zeros(batch if per_sample else (), dtype=torch.float64)
+    for row, column in _blocks(batch, event):
+        m, v = mu[row, column].to(dtype), logvar(scale[row, column])
+        if z_flat is not None:
+            z_flat[row, column] = formulas.sample(m, v, noise[row, column])
+        if per_sample:
+            twice[row] += torch.addcmul(phi(v), m, m).sum(1)
+        elif spec.reduction is not None:
+            twice += torch.addcmul(phi(v), m, m).sum()
+    kl = kl_of_mean = means = None
+    if per_sample:
+        kl = (0.5 * twice).to(dtype).view(x.mu.shape[: spec.batch_dims])
+    elif spec.reduction is not None:
+        kl = formulas.of_sum(spec, twice, batch, event).to(dtype)
+    if spec.mean_over is not None:
+        v = scale if spec.form == "logvar" else logvar(scale)
+        means = formulas.means(mu, v, spec.mean_over, dtype)
+        halves = (mean.reshape(-1).split(_BLOCK * torch.get_num_threads()) for mean in means)
+        parts = [torch.addcmul(phi(v), m, m).sum() for m, v in zip(*halves)]
+        kl_of_mean = torch.stack(parts).sum() * 0.5
+    return Outputs(z, kl, kl_of_mean), means
 
 
 def forward(spec: Spec, like: Operands) -> Forward:
     """Nothing is worth working out beforehand."""
 
     def run(x: Operands, source: Source) -> tuple[Outputs, Saved]:
-        drawn = None
-        given = x
+        drawn, z_dtype = None, sample_dtype(*x)
+        dtype = compute_dtype(*x)
         if spec.sample and x.eps is None:
             drawn = draw_noise(spec, x, source)
-            given = Operands(x.mu, x.scale, drawn.view(x.mu.shape))
-        (z, kl, kl_of_mean), means = outputs(spec, given, compute_dtype(*x), phi)
-        if z is not None:
-            z = _like(z, x.mu, sample_dtype(*x))
-        return Outputs(z, kl, kl_of_mean), Saved(None, means, drawn)
+            x = x._replace(eps=drawn.view(x.mu.shape))
+        found = _forward_in_blocks(spec, x, z_dtype) if _is_large(x) else None
+        if found is None:
+            found = formulas.outputs(spec, x, dtype, phi_of_each)
+        outputs, means = found
+        if outputs.z is not None:
+            outputs = outputs._replace(z=formulas.like(outputs.z, x.mu, z_dtype))
+        return outputs, Saved(None, means, drawn)
 
     return run
+
+
+def _backward_in_blocks(
+    spec: Spec, x: Operands, saved: Saved, upstream: Outputs, out: Gradients
+) -> Gradients | None:
+    """``formulas.gradients`` of x with its noise, in `out`; None where there are no such views."""
+    batch, event = sizes(x.mu.shape, spec.batch_dims)
+    flat = _flat(batch, event, *x, upstream.z, *out)
+    if flat is None:
+        return None
+    mu, scale, noise, dz, *targets = flat
+    x = Operands(mu, scale, noise)
+    if spec.reduction == "none" and upstream.kl is not None:
+        upstream = upstream._replace(kl=upstream.kl.reshape(batch))
+    spec = spec._replace(batch_dims=1)
+    _, of_kl, of_mean = formulas.weights(spec, x, saved, upstream)
+    of_mu, of_logvar = of_mean or (None, None)
+    for block in _blocks(batch, event):
+        mu, scale, noise, of_z, kl, m, v = [
+            _part(values, *block) for values in (*x, dz, of_kl, of_mu, of_logvar)
+        ]
+        weights = formulas.Weights(of_z, kl, None if of_mean is None else (m, v))
+        found = formulas.of_elements(spec, Operands(mu, scale, noise), weights)
+        for target, values in zip(targets, found):
+            if target is not None:
+                target[block] = values
+    return out
 
 
 def backward(
     spec: Spec, like: Operands, upstream: Outputs, needs: Needs, into: Into | None
 ) -> Backward:
-    """``gradients`` of these."""
-    return lambda x, saved, upstream, into: gradients(spec, x, saved, upstream, needs, into)
+    """``formulas.gradients`` of these."""
+    if upstream.z is None:
+        needs = needs._replace(eps=False)
+
+    def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
+        x, found = formulas.with_noise(x, saved), None
+        if _is_large(x):
+            out = [torch.empty_like(t) if n and t is not None else None for t, n in zip(x, needs)]
+            if into is not None:
+                out[:2] = into
+            found = _backward_in_blocks(spec, x, saved, upstream, Gradients(*out))
+        if found is None:
+            found = formulas.gradients(spec, x, saved, upstream, needs, into)
+        return found
+
+    return run
 
 
 _CHUNK = 2**20  # elements that are widened to float64 at a time
@@ -235,7 +249,7 @@ _CHUNK = 2**20  # elements that are widened to float64 at a time
 def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     """The rows of ``diagnostics.statistics.ROWS``, float64 [9, D]."""
     batch, event = sizes(mu.shape, batch_dims)
-    if mu.device.type not in ("cpu", "cuda"):  # some have no float64
+    if not has_float64(mu.device):
         mu, logvar = mu.cpu(), logvar.cpu()
     rows = max(_CHUNK // event, 1)
     shift = mu.reshape(batch, event)[:1].double()

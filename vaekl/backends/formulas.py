@@ -1,0 +1,196 @@
+"""The formulas in torch operations, elementwise ones fit for a part of the elements.
+
+Those of ``vaekl.kernels.forward`` and ``backward``. Differentiable if the phi that they are given
+is, and fit for vmap: a batched tensor is never written into one that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaekl._roads import is_batched
+from vaekl._spec import (
+    Gradients,
+    Into,
+    Needs,
+    Operands,
+    Outputs,
+    Saved,
+    Spec,
+    compute_dtype,
+    kl_denominator,
+    sizes,
+)
+
+from .forms import FORMS
+
+#: Of some tensors e^l - 1 - l, without cancellation.
+Phis = Callable[[list[Tensor]], list[Tensor]]
+
+
+def like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
+    """values with the memory format and dtype asked for; copied only if they differ."""
+    if is_batched(values):
+        return values.to(dtype)  # which do not fit a model that is not
+    if values.dtype == dtype:
+        if values.is_contiguous() and model.is_contiguous():
+            return values
+        if values.stride() == torch.empty_like(model).stride():
+            return values
+    return torch.empty_like(model, dtype=dtype).copy_(values)
+
+
+def _divide(total: Tensor, denominator: int | Tensor) -> Tensor:
+    """A number by a size, which is a tensor while torch.jit traces."""
+    if torch._C._get_tracing_state() is None:
+        return total / denominator
+    if isinstance(denominator, Tensor):
+        denominator = denominator.to(total.dtype)
+    # By way of an axis: torch's ONNX exporter makes float32 of numbers that have none.
+    return (total.reshape(1) / denominator).reshape(())
+
+
+def sample(m: Tensor, v: Tensor, noise: Tensor) -> Tensor:
+    """z, in the dtype of m."""
+    return torch.addcmul(m, (0.5 * v).exp_(), noise.to(m.dtype))
+
+
+def means(m: Tensor, v: Tensor, mean_over: str | None, dtype: torch.dtype) -> Tensor:
+    """Batch means of mu and logvar [B, D]: [2, D] for "batch", [2] for "all"."""
+    if mean_over == "batch":
+        return torch.stack([m.mean(0, dtype=dtype), v.mean(0, dtype=dtype)])
+    return torch.stack([m.mean(dtype=dtype), v.mean(dtype=dtype)])
+
+
+def of_sum(spec: Spec, twice: Tensor, batch: int, event: int) -> Tensor:
+    """The KL of all samples, of the sum of 2 KL over all elements."""
+    return _divide(twice, kl_denominator(spec.reduction, batch, event) * 2)
+
+
+def outputs(
+    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis
+) -> tuple[Outputs, Tensor | None]:
+    """The outputs in `dtype`, where x has the noise in any, and the means."""
+    mu, scale, noise = x
+    batch, event = sizes(mu.shape, spec.batch_dims)
+    m, v = mu.to(dtype), FORMS[spec.form].values(scale.to(dtype), spec.clamp)
+    z = kl = of_mean = averages = None
+    if spec.sample and noise is not None:
+        z = sample(m, v, noise)
+    logvars = [] if spec.reduction is None else [v]
+    if spec.mean_over is not None:
+        averages = means(m.reshape(batch, event), v.reshape(batch, event), spec.mean_over, dtype)
+        mean_m, mean_v = averages.reshape(2, -1).unbind()
+        logvars.append(mean_v)
+    phis = phi_of_each(logvars)
+    if spec.mean_over is not None:
+        of_mean = torch.addcmul(phis.pop(), mean_m, mean_m).sum() * 0.5
+    if spec.reduction is not None:
+        twice = torch.addcmul(phis.pop(), m, m)
+        if spec.reduction != "none":
+            kl = of_sum(spec, twice.sum(), batch, event)
+        else:
+            if spec.batch_dims < mu.dim():
+                twice = twice.sum(tuple(range(spec.batch_dims, mu.dim())))
+            kl = twice.mul_(0.5).contiguous()
+    return Outputs(z, kl, of_mean), averages
+
+
+class Weights(NamedTuple):
+    """Upstream gradients as the gradients of an element take them; each broadcasts against mu."""
+
+    dz: Tensor | None
+    kl: Tensor | None = None  # mu and e^logvar - 1 are multiplied by it
+    of_mean: tuple[Tensor, Tensor] | None = None  # what is added to d_mu and d_logvar
+
+
+def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights:
+    """Without ``saved.means`` they are taken here, so that they are differentiated."""
+    mu, scale, _ = x
+    dz, dkl, dkl_of_mean = upstream
+    batch, event = sizes(mu.shape, spec.batch_dims)
+    dtype = compute_dtype(*x)
+    of_mean = None
+    if dkl is not None:
+        dkl = dkl.to(dtype) / kl_denominator(spec.reduction, batch, event)
+        if spec.reduction == "none":
+            dkl = dkl.reshape(dkl.shape + (1,) * (mu.dim() - spec.batch_dims))
+    if dkl_of_mean is not None:
+        averages, over_batch = saved.means, spec.mean_over == "batch"
+        if averages is None:
+            v = FORMS[spec.form].logvar(scale.to(dtype), spec.clamp).reshape(batch, event)
+            averages = means(mu.to(dtype).reshape(batch, event), v, spec.mean_over, dtype)
+        h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
+        if over_batch:
+            averages = averages.reshape(2, *mu.shape[spec.batch_dims :])
+        m, v = averages.unbind()
+        of_mean = h * m, 0.5 * h * torch.expm1(v)
+    return Weights(dz, dkl, of_mean)
+
+
+def _plus(
+    total: Tensor | None, a: Tensor, b: Tensor, value: float = 1.0, out: Tensor | None = None
+) -> Tensor:
+    """total + value a b, in one pass over memory if there is a total or a is small."""
+    if total is not None:
+        return torch.addcmul(total, a, b, value=value, out=out)
+    return torch.mul(a if value == 1.0 else a * value, b, out=out)
+
+
+def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = None) -> Gradients:
+    """All gradients, of x with its noise, in the compute dtype; the smallest term comes first.
+
+    They have the least shape that has all that they depend on. `out` is memory for those of mu and
+    scale, which are not differentiable then; it is for its owner to see if they are there.
+    """
+    mu, scale, noise = x
+    form, dtype = FORMS[spec.form], compute_dtype(*x)
+    m, s = mu.to(dtype), scale.to(dtype)
+    v = form.logvar(s, spec.clamp)
+    out_mu, out_logvar = out or (None, None)
+    d_mu, d_logvar = weights.of_mean or (None, None)
+    d_eps = None
+    if weights.kl is not None:
+        d_mu = _plus(d_mu, weights.kl, m, out=out_mu)
+        d_logvar = _plus(d_logvar, weights.kl, torch.expm1(v), 0.5, out_logvar)
+    if weights.dz is not None and noise is not None:
+        dz = weights.dz.to(dtype)
+        d_eps = dz * torch.exp(0.5 * v)
+        # No gradient may be the tensor that came in.
+        d_mu = dz.clone() if d_mu is None else torch.add(d_mu, dz, out=out_mu)
+        d_logvar = _plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
+    d_scale = None if d_logvar is None else form.gradient(d_logvar, s, spec.clamp)
+    return Gradients(d_mu, d_scale, d_eps)
+
+
+def with_noise(x: Operands, saved: Saved) -> Operands:
+    """The noise that was given or drawn in place of eps."""
+    return x if saved.noise is None else x._replace(eps=saved.noise.view(x.mu.shape))
+
+
+def gradients(
+    spec: Spec,
+    x: Operands,
+    saved: Saved,
+    upstream: Outputs,
+    needs: Needs,
+    into: Into | None = None,
+) -> Gradients:
+    """None where not needed; differentiable unless those of mu and scale are written somewhere."""
+    weighed = weights(spec, x, saved, upstream)
+    is_theirs = into is not None and into.mu.dtype == compute_dtype(*x)  # partial sums, too
+    found = of_elements(spec, with_noise(x, saved), weighed, into if is_theirs else None)
+    given = []
+    for values, model, is_needed, target in zip(found, x, needs, (*(into or (None, None)), None)):
+        if values is None or model is None or not is_needed:
+            values = None
+        elif target is None:
+            values = like(values.expand(x.mu.shape), model, model.dtype)
+        elif values is not target:
+            values = target.copy_(values.expand(x.mu.shape))
+        given.append(values)
+    return Gradients(*given)
