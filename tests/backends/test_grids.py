@@ -32,15 +32,29 @@ def test_blocks_reach_every_path():
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("batch", [1, 3, 64, 1000])
 @pytest.mark.parametrize("event", [1, 20, 700, 70_000, 7_600_000])
-def test_no_more_programs_than_a_device_runs(batch, event, config):
+@pytest.mark.parametrize("multiprocessors", [16, 132, 304])
+def test_no_more_programs_than_a_device_runs(batch, event, config, multiprocessors):
     """Of a few column tiles too many, each takes two."""
-    grid = geometry.grid(batch, event, CONFIGS[config])
-    assert grid.walkers * grid.ranges <= CONFIGS[config].programs
+    config = CONFIGS[config]
+    grid = geometry.grid(batch, event, config, multiprocessors)
+    assert grid.walkers * grid.ranges <= (config.programs or config.resident * multiprocessors)
     assert grid.walkers == grid.tiles or grid.ranges == 1
     each = -(-grid.tiles // grid.walkers)
     assert (each - 1) * grid.walkers < grid.tiles
     assert grid.tiles * grid.block_cols >= event
     assert grid.ranges * grid.rows_per_range >= batch
+
+
+def test_few_kernels_serve_all_shapes():
+    """By their blocks and threads, of which kernels are compiled anew."""
+    sizes = [*range(1, 140), 200, 300, 500, 1000, 1500, 3000, 10_000, 300_000]
+    config = geometry.Config()
+    grids = [geometry.grid(batch, event, config) for batch in sizes for event in sizes]
+    kinds = {(grid.block_rows, grid.block_cols, grid.threads) for grid in grids}
+    assert len(kinds) == 20
+    alone = [grid for grid in grids if grid.tiles * grid.ranges == 1]
+    assert all(grid.rows_per_range == grid.block_rows for grid in alone)  # one iteration
+    assert {8 * grid.threads for grid in grids} == {1024, 4096}  # elements of a block
 
 
 def test_offsets_turn_wide_in_time():

@@ -16,6 +16,10 @@ Strides = tuple[int, ...]
 NARROW_OFFSETS = 2**31 - 2**24
 
 
+#: Of an H100, where no device says how many it has.
+MULTIPROCESSORS = 132
+
+
 class View(NamedTuple):
     """Tensors of one shape as [batch, event / inner, inner], with one stride each per axis."""
 
@@ -57,9 +61,10 @@ class Config:
 
     tile: int = 1024  # elements of a block
     max_cols: int = 128  # columns of a block, while the batch fills its rows
-    small: int = 4096  # padded elements that one program takes alone
-    #: At most, 4 for each of an H100's 132 SMs; of kernels that do not walk, or one a column tile.
-    programs: int = 528
+    small: int = 4096  # padded elements that one program takes alone, in one block
+    #: Programs of a multiprocessor: of 128 threads with 72 registers it holds so many at a time.
+    resident: int = 7
+    programs: int | None = None  # in all; else what the device holds. Backward has one a tile
     threads: int = 128  # of a program: 8 elements of a full block each
 
 
@@ -129,19 +134,25 @@ def _power_of_2(n: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def grid(batch: int, event: int, config: Config) -> Grid:
-    """Blocks as wide as the event up to a limit, wider where the batch is short."""
-    block_cols = min(max(_power_of_2(event), 4), config.max_cols)
+def grid(batch: int, event: int, config: Config, multiprocessors: int = MULTIPROCESSORS) -> Grid:
+    """Blocks as wide as the event up to a limit, wider where the batch is short.
+
+    What fits one program is one block of it, of two sizes alone: so few kernels serve all shapes.
+    """
+    columns = max(_power_of_2(event), 4)
+    alone = _power_of_2(batch) * columns
+    if alone <= config.small:
+        size = config.tile if alone <= config.tile else config.small
+        rows = size // columns
+        return Grid(1, 1, 1, rows, rows, columns, config.threads * size // config.tile)
+    block_cols = min(columns, config.max_cols)
     block_rows = min(max(config.tile // block_cols, 1), _power_of_2(batch))
-    block_cols = min(max(_power_of_2(event), 4), max(config.tile // block_rows, 4))
+    block_cols = min(columns, max(config.tile // block_rows, 4))
     tiles = -(-event // block_cols)
     blocks = -(-batch // block_rows)
-    if tiles == 1 and blocks * block_rows * block_cols <= config.small:
-        ranges = 1
-    else:
-        ranges = min(blocks, max(config.programs // tiles, 1))
-    blocks_per_range = -(-blocks // ranges)
-    each = -(-tiles // max(config.programs, 2))
+    programs = config.programs or config.resident * multiprocessors
+    blocks_per_range = -(-blocks // min(blocks, max(programs // tiles, 1)))
+    each = -(-tiles // max(programs, 2))
     return Grid(
         tiles=tiles,
         walkers=-(-tiles // each),
