@@ -135,7 +135,7 @@ def _inputs(variant: AnyVariant) -> list[Tensor]:
     """mu, logvar, eps, dz."""
     shape, dtype = SHAPES[variant.shape], DTYPES[variant.dtype]
     if variant.layout == "channels_last":
-        shape = (64, 32, 16, 64)
+        shape = (64, 32, 16, 32)
     tensors = [torch.zeros(shape, dtype=dtype) for _ in range(4)]
     if variant.layout == "channels_last":
         tensors = [t.to(memory_format=torch.channels_last) for t in tensors]

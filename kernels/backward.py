@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .gaussian import divide, exp_terms, expm1
 from .philox import normal_tile
-from .tile import columns, offsets, program, strides
+from .tile import columns, event_tile, in_columns, offsets, program, strides
 
 
 @triton.jit(
@@ -65,13 +65,17 @@ def backward_kernel(
     GRADIENT: tl.constexpr,
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
+    CHANNELS: tl.constexpr,  # the order of columns
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     D = columns(D, UNIT, WIDE)
-    inner = columns(inner, UNIT, WIDE)
+    if CHANNELS > 1:
+        inner = CHANNELS
+    else:
+        inner = columns(inner, UNIT, WIDE)
     col = program(0, WIDE) * BLOCK_COLS
     o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
@@ -86,8 +90,11 @@ def backward_kernel(
     if p_dkl_of_mean is not None:
         h = tl.load(p_dkl_of_mean).to(DTYPE)
         if MEAN_OVER == "batch":
-            b_mean_mu = tl.load(p_means + o_col, m_col, 0.0)
-            b_mean_logvar = tl.load(p_means + D + o_col, m_col, 0.0)
+            o_place, m_place = event_tile(col, D, CHANNELS, BLOCK_COLS)
+            b_mean_mu = tl.load(p_means + o_place, m_place, 0.0)
+            b_mean_logvar = tl.load(p_means + D + o_place, m_place, 0.0)
+            b_mean_mu = in_columns(b_mean_mu, CHANNELS, BLOCK_COLS)
+            b_mean_logvar = in_columns(b_mean_logvar, CHANNELS, BLOCK_COLS)
             h = divide(h, B.to(DTYPE))
         else:
             b_mean_mu = tl.zeros([BLOCK_COLS], DTYPE) + tl.load(p_means)
@@ -130,7 +137,9 @@ def backward_kernel(
             b_dlogvar = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
             if p_dz is not None:
                 if DRAW:
-                    b_eps = normal_tile(seed, offset, o_row, col, D, DTYPE, BLOCK_ROWS, BLOCK_COLS)
+                    b_eps = normal_tile(
+                        seed, offset, o_row, col, D, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
+                    )
                 else:
                     o_eps = offsets(
                         o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT

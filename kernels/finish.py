@@ -15,6 +15,7 @@ from .reduction import (
     sum_of_group,
     sum_scalars,
 )
+from .tile import event_tile, in_event
 
 ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
 
@@ -53,12 +54,16 @@ def add_ranges(
 
 
 @triton.jit
-def column_means(p_means, mu_sum, logvar_sum, B, D, o_col, m_col, DTYPE: tl.constexpr):
+def column_means(
+    p_means, mu_sum, logvar_sum, B, D, col, m_col,
+    CHANNELS: tl.constexpr, DTYPE: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """Of one column tile; twice its share of kl_of_mean."""
     b_mean_mu = divide(mu_sum, B.to(DTYPE))
     b_mean_logvar = divide(logvar_sum, B.to(DTYPE))
-    tl.store(p_means + o_col, b_mean_mu, m_col)
-    tl.store(p_means + D + o_col, b_mean_logvar, m_col)
+    o_place, m_place = event_tile(col, D, CHANNELS, COLS)
+    tl.store(p_means + o_place, in_event(b_mean_mu, CHANNELS, COLS), m_place)
+    tl.store(p_means + D + o_place, in_event(b_mean_logvar, CHANNELS, COLS), m_place)
     return tl.sum(tl.where(m_col, kl_terms(b_mean_mu, b_mean_logvar), 0.0))
 
 

@@ -79,13 +79,17 @@ def forward_kernel(
     LOGVAR: tl.constexpr,  # of the scale: a function of forms.py
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
+    CHANNELS: tl.constexpr,  # the order of columns
     WIDE: tl.constexpr,  # int64 offsets
     DTYPE: tl.constexpr,  # of the computation: tl.float32, tl.float64
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     D = columns(D, UNIT, WIDE)
-    inner = columns(inner, UNIT, WIDE)
+    if CHANNELS > 1:
+        inner = CHANNELS
+    else:
+        inner = columns(inner, UNIT, WIDE)
     i_walker = program(0, WIDE)
     i_range = program(1, WIDE)
     n_walkers = tl.num_programs(0)
@@ -145,7 +149,9 @@ def forward_kernel(
                     )
                     b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
                 else:
-                    b_eps = normal_tile(seed, offset, o_row, col, D, DTYPE, BLOCK_ROWS, BLOCK_COLS)
+                    b_eps = normal_tile(
+                        seed, offset, o_row, col, D, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
+                    )
                 o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT, UNIT)
                 tl.store(p_z + o_z, b_mu + b_std * b_eps, m_tile)
 
@@ -163,7 +169,9 @@ def forward_kernel(
         if MEAN_OVER == "batch" and not SPLIT_ROWS:
             b_mu = tl.sum(b_mu_sum, axis=0)
             b_logvar = tl.sum(b_logvar_sum, axis=0)
-            of_mean_sum += column_means(p_means, b_mu, b_logvar, B, D, o_col, m_col, DTYPE)
+            of_mean_sum += column_means(
+                p_means, b_mu, b_logvar, B, D, col, m_col, CHANNELS, DTYPE, BLOCK_COLS
+            )
             if WALKS:
                 b_mu_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
                 b_logvar_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
@@ -210,7 +218,9 @@ def forward_kernel(
                 n = tl.cdiv(n, GROUP)
         if is_last:
             if SPLIT_ROWS and MEAN_OVER == "batch":
-                of_mean_sum = column_means(p_means, mu_sums, logvar_sums, B, D, o_col, m_col, DTYPE)
+                of_mean_sum = column_means(
+                    p_means, mu_sums, logvar_sums, B, D, col, m_col, CHANNELS, DTYPE, BLOCK_COLS
+                )
             elif SPLIT_ROWS:
                 of_mean_sum, logvar_sum = mu_sums, logvar_sums
             finish(

@@ -15,6 +15,7 @@ from triton.language.target_info import is_cuda
 
 from . import coefficients
 from .gaussian import polynomial
+from .tile import places
 
 LOG_F32 = tl.constexpr(coefficients.LOG_F32)
 SIN_F32 = tl.constexpr(coefficients.SIN_F32)
@@ -110,11 +111,19 @@ def normal4(seed, offset, b_group, DTYPE: tl.constexpr):
 
 @triton.jit
 def normal_tile(
-    seed, offset, o_row, col, D, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """eps of rows o_row and columns col .. col + COLS (col a multiple of 4): [ROWS, COLS]."""
-    o_group = col // 4 + tl.arange(0, COLS // 4)
-    b_group = o_row[:, None] * ((D + 3) // 4) + o_group[None, :]
+    seed, offset, o_row, col, D,
+    CHANNELS: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """eps of rows o_row and columns col .. col + COLS (col a multiple of 4): [ROWS, COLS].
+
+    Of CHANNELS, columns are so many groups beside each other; col is a multiple of 4 CHANNELS.
+    """
+    groups = (D + 3) // 4
+    o_group = places(col // 4 + tl.arange(0, COLS // 4), groups, CHANNELS)
+    b_group = o_row[:, None] * groups + o_group[None, :]
     b_n0, b_n1, b_n2, b_n3 = normal4(seed, offset, b_group, DTYPE)
     b_lanes = tl.join(tl.join(b_n0, b_n2), tl.join(b_n1, b_n3))
+    if CHANNELS > 1:
+        b_lanes = tl.reshape(b_lanes, (ROWS, COLS // 4 // CHANNELS, CHANNELS, 4))
+        b_lanes = tl.permute(b_lanes, (0, 1, 3, 2))
     return tl.reshape(b_lanes, (ROWS, COLS))

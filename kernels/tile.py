@@ -8,6 +8,9 @@ D, inner, and row and outer strides come divided by UNIT, the largest power of 2
 them, up to 16 bytes: so it is known when the kernel compiles that rows begin and end there, and a
 thread reads and writes so many columns at a time. Where noise is drawn, up to a group of it: eight
 elements of half precision would have to change threads for their noise.
+
+Where channels come last in memory, so do they in the order of columns: column k is channel
+k % CHANNELS, of which there are a power of 2, at position k // CHANNELS. CHANNELS is 1 elsewhere.
 """
 
 import triton
@@ -38,6 +41,49 @@ def columns(units, UNIT: tl.constexpr, WIDE: tl.constexpr):
     if WIDE:
         units = units.to(tl.int64)
     return units * UNIT
+
+
+@triton.jit
+def places(o_col, D, CHANNELS: tl.constexpr):
+    """Where in an event columns are."""
+    if CHANNELS == 1:
+        o_place = o_col
+    else:
+        o_place = (o_col % CHANNELS) * (D // CHANNELS) + o_col // CHANNELS
+    return o_place
+
+
+@triton.jit
+def event_tile(col, D, CHANNELS: tl.constexpr, COLS: tl.constexpr):
+    """Places of the columns col .. col + COLS in the order of the event, which is that of memory
+    for what has the event's size; and which of them there are.
+    """
+    o_col = tl.arange(0, COLS)
+    if CHANNELS == 1:
+        o_place = col + o_col
+        m_place = o_place < D
+    else:
+        positions = tl.multiple_of(D // CHANNELS, 4)
+        o_position = col // CHANNELS + o_col % (COLS // CHANNELS)
+        o_place = o_col // (COLS // CHANNELS) * positions + o_position
+        m_place = o_position < positions
+    return o_place, m_place
+
+
+@triton.jit
+def in_event(b_columns, CHANNELS: tl.constexpr, COLS: tl.constexpr):
+    """Columns in the order of ``event_tile``."""
+    if CHANNELS > 1:
+        b_columns = tl.trans(tl.reshape(b_columns, (COLS // CHANNELS, CHANNELS)))
+    return tl.reshape(b_columns, (COLS,))
+
+
+@triton.jit
+def in_columns(b_event, CHANNELS: tl.constexpr, COLS: tl.constexpr):
+    """And back."""
+    if CHANNELS > 1:
+        b_event = tl.trans(tl.reshape(b_event, (CHANNELS, COLS // CHANNELS)))
+    return tl.reshape(b_event, (COLS,))
 
 
 @triton.jit

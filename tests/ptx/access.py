@@ -139,6 +139,20 @@ def shuffle(mode: str, to: int, source: int, by: int, *, clamp: Any) -> Any:
     return step
 
 
+def warp_sum(to: int, source: int, members: int) -> Any:
+    """redux.sync.add of a whole warp: each thread takes the sum, modulo 2^32."""
+
+    def step(group: Any, mask: Any) -> None:
+        _whole_warps(mask)
+        if (group["u32"][members] != 2**32 - 1).any():
+            raise PtxError("redux.sync of less than a warp")
+        values = np.broadcast_to(group["u32"][source], group.size).reshape(-1, WARP)
+        sums = values.sum(1, dtype=np.uint32)
+        np.copyto(group["u32"][to], np.repeat(sums, WARP), where=mask)
+
+    return step
+
+
 class _Matrix:
     """8 x 8 matrices of 16 bits, a row of 16 bytes at each address: lanes 8 n to 8 n + 7 hold those
     of matrix n, and lane t has two elements of each, of row t // 4.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import PtxError
-from .access import Access, Atomic, LoadMatrix, StoreMatrix, shuffle
+from .access import Access, Atomic, LoadMatrix, StoreMatrix, shuffle, warp_sum
 from .arithmetic import DTYPES, TABLE
 from .floats import Array
 from .parse import Address, Instruction, Kernel, Operand
@@ -132,6 +132,8 @@ def _steps(instruction: Instruction, registers: Registers) -> list[Step]:
     if parts[:2] == ["shfl", "sync"] and parts[3:] == ["b32"] and operands[4] == -1:
         slots = (registers.slot(operand, "u32") for operand in operands[:3])
         return [shuffle(parts[2], *slots, clamp=operands[3])]
+    if opcode in ("redux.sync.add.s32", "redux.sync.add.u32"):
+        return [warp_sum(*(registers.slot(operand, "u32") for operand in operands))]
     matrix = {"ldmatrix": LoadMatrix, "stmatrix": StoreMatrix}.get(parts[0])
     if matrix and parts[1:4] == ["sync", "aligned", "m8n8"] and parts[5:] == ["shared", "b16"]:
         values, address = operands if parts[0] == "ldmatrix" else operands[::-1]

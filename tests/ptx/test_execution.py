@@ -67,6 +67,18 @@ def test_shuffles(mode):
         run("setp.lt.u32 %p1, %r0, 5;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;")
 
 
+def test_sum_of_a_warp():
+    out, lane = np.zeros(64, u32), np.arange(64)
+    code = "sub.s32 %r1, %r0, 40;\nredux.sync.add.s32 %r2, %r1, -1;\nst.global.b32 [%rd9], %r2;"
+    run(ONE_WORD + code, out, threads=64)
+    sums = (lane - 40).reshape(2, 32).sum(1)
+    assert out.astype(np.int32).tolist() == np.repeat(sums, 32).tolist()
+    with report("redux.sync of less than a warp"):
+        run("redux.sync.add.s32 %r1, %r0, 255;")
+    with report("a warp comes here without some of its threads", "redux"):
+        run("setp.lt.u32 %p1, %r0, 5;\n@%p1 redux.sync.add.s32 %r1, %r0, -1;")
+
+
 def test_a_lane_out_of_bounds():
     out = np.zeros(31, u32)
     with report("snippet: out of bounds: 4 bytes at byte 124 of array 0, which has 124",

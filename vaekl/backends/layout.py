@@ -16,6 +16,8 @@ Strides = tuple[int, ...]
 NARROW_OFFSETS = 2**31 - 2**24
 
 
+#: Of one position; four positions are a block's columns at least.
+MOST_CHANNELS = 256
 #: Of an H100, where no device says how many it has.
 MULTIPROCESSORS = 132
 
@@ -28,6 +30,8 @@ class View(NamedTuple):
     inner: int
     strides: tuple[tuple[int, int, int], ...]
     wide: bool  # an offset may pass 2^31
+    #: Columns are in the order of memory: of so many channels the first position, then the next.
+    channels: int = 1
 
     @property
     def split(self) -> bool:
@@ -123,6 +127,29 @@ def view(shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...]) 
     )
 
 
+def in_memory_order(view: View) -> View:
+    """Its columns in the order of memory where channels come last in it; else as it is.
+
+    A power of 2 of them, so that a block has all channels of its positions, and whole groups of
+    noise of each.
+    """
+    channels, positions = view.event // view.inner, view.inner
+    read = [(outer, inner) for _, outer, inner in view.strides if outer or inner]
+    if (
+        channels & (channels - 1)
+        or not 1 < channels <= MOST_CHANNELS
+        or positions % 4
+        or not read
+        or any(outer != 1 or inner < channels for outer, inner in read)
+    ):
+        return view
+    if all(inner == channels for _, inner in read):  # one stride is enough
+        strides = tuple((row, 0, outer) for row, outer, _ in view.strides)
+        return view._replace(inner=view.event, strides=strides, channels=channels)
+    strides = tuple((row, inner, outer) for row, outer, inner in view.strides)
+    return view._replace(inner=channels, strides=strides, channels=channels)
+
+
 def rows(batch: int, event: int, count: int) -> View:
     """The View of so many contiguous tensors [batch, event], without looking at their strides."""
     wide = batch * event >= NARROW_OFFSETS
@@ -134,7 +161,13 @@ def _power_of_2(n: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def grid(batch: int, event: int, config: Config, multiprocessors: int = MULTIPROCESSORS) -> Grid:
+def grid(
+    batch: int,
+    event: int,
+    config: Config,
+    multiprocessors: int = MULTIPROCESSORS,
+    channels: int = 1,
+) -> Grid:
     """Blocks as wide as the event up to a limit, wider where the batch is short.
 
     What fits one program is one block of it, of two sizes alone: so few kernels serve all shapes.
@@ -145,9 +178,10 @@ def grid(batch: int, event: int, config: Config, multiprocessors: int = MULTIPRO
         size = config.tile if alone <= config.tile else config.small
         rows = size // columns
         return Grid(1, 1, 1, rows, rows, columns, config.threads * size // config.tile)
-    block_cols = min(columns, config.max_cols)
+    groups = 4 * channels  # of noise, side by side
+    block_cols = min(columns, max(config.max_cols, groups))
     block_rows = min(max(config.tile // block_cols, 1), _power_of_2(batch))
-    block_cols = min(columns, max(config.tile // block_rows, 4))
+    block_cols = min(columns, max(config.tile // block_rows, groups))
     tiles = -(-event // block_cols)
     blocks = -(-batch // block_rows)
     programs = config.programs or config.resident * multiprocessors

@@ -112,6 +112,17 @@ def arrange_backward(
     return None
 
 
+def in_memory_order(arrangement: Arrangement) -> Arrangement:
+    """Of columns, see ``layout.in_memory_order``."""
+    view = layout.in_memory_order(arrangement.view)
+    if view is arrangement.view:
+        return arrangement
+    strides = [
+        (row, inner if view.split else 0, outer) for row, outer, inner in arrangement.strides
+    ]
+    return arrangement._replace(view=view, strides=strides)
+
+
 def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
     """Shape and strides of a contiguous tensor, for torch.empty_strided.
 

@@ -52,6 +52,7 @@ from .strided import (
     backward_of_copies,
     dense,
     forward_of_copies,
+    in_memory_order,
 )
 from .workspace import workspaces
 
@@ -86,7 +87,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _grid(view: layout.View, config: layout.Config, device: torch.device) -> layout.Grid:
-    return layout.grid(view.batch, view.event, config, _multiprocessors(device))
+    return layout.grid(view.batch, view.event, config, _multiprocessors(device), view.channels)
 
 
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
@@ -169,8 +170,8 @@ def _stride_args(arrangement: Arrangement, unit: int) -> list[int]:
 
 
 def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
-    """SPLIT_EVENT, UNIT, WIDE, DTYPE."""
-    return [view.split, unit, view.wide, _TRITON_DTYPES[dtype]]
+    """SPLIT_EVENT, UNIT, CHANNELS, WIDE, DTYPE."""
+    return [view.split, unit, view.channels, view.wide, _TRITON_DTYPES[dtype]]
 
 
 class _ForwardPlan:
@@ -246,7 +247,7 @@ def forward(spec: Spec, x: Operands) -> Forward:
     arrangement = arrange_forward(spec, x)
     if arrangement is None:
         return forward_of_copies(spec, forward)
-    return _ForwardPlan(spec, arrangement, x)
+    return _ForwardPlan(spec, in_memory_order(arrangement), x)
 
 
 def backward(
@@ -256,6 +257,7 @@ def backward(
     arrangement = arrange_backward(spec, x, upstream, needs, into)
     if arrangement is None:
         return backward_of_copies(spec, needs, backward)
+    arrangement = in_memory_order(arrangement)
     view = arrangement.view
     grid = _grid(view, layout.current_config(), x.mu.device)
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
