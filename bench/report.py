@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tables import OTHERS, benchmarks, demo, speed
+from sections import benchmarks
+from tables import OTHERS, demo, speed
 
 ROOT = Path(__file__).parents[1]
 

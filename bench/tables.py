@@ -1,6 +1,7 @@
 """The committed JSON as Markdown: a paragraph and a table for each thing that was measured.
 
-``bench/report.py`` and ``bench/pages.py`` put them between the markers of the pages.
+``bench/report.py`` and ``bench/pages.py`` put them between the markers of the pages;
+``bench/sections.py`` has those of docs/speed.md that come after the devices' tables.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import textwrap
 from typing import Any
 
 #: Files in the results folder that are not of bench/run.py.
-OTHERS = ("host", "imports", "codegen", "cpu-detail", "peers", "peers-gpu")
+OTHERS = ("host", "imports", "codegen", "cpu-detail", "peers", "peers-gpu", "training", "model")
 MODE = "forward+backward"
 #: Rows and columns of README's table: a small batch, a large one, latents of images.
 SHOWN = ("128x20 fp32", "4096x512 fp32", "16x4x64x64 fp32")
@@ -56,32 +57,24 @@ def speed(results: dict[str, Any]) -> str:
     found = devices(results)
     unmeasured = "" if any(is_gpu(data) for data in found.values()) else NO_GPU
     parts = [] if found else [unmeasured]
+    of_steps = ""
+    if "training" in results:
+        gains = sorted(gain(row) for row in results["training"]["rows"])
+        of_steps = f" Of whole training steps there, less: {gains[0]} to {gains[-1]}."
     for data in found.values():
         threads = "" if is_gpu(data) else f"{data['device']['threads']} threads, "
         text = f"""{unmeasured} {data["device"]["name"]} ({threads}{data["device"]["date"]}),
             forward + backward, both KLs: median ms and, in brackets, how many times as fast as
-            plain torch."""
+            plain torch.{of_steps}"""
         cases = by_case(data)
         shown = {case: cases[case] for case in SHOWN if case in cases}
         parts += [prose(text), times_table(shown, BESIDE)]
     return "\n\n".join(parts)
 
 
-def benchmarks(results: dict[str, Any]) -> str:
-    """All devices' tables, host overhead and code generation, each if there is a file of it."""
-    found = devices(results)
-    parts = [] if any(is_gpu(data) for data in found.values()) else [NO_GPU]
-    parts += [measured_on(data, name) for name, data in found.items()]
-    if "cpu-detail" in results:
-        parts.append(cpu_detail(results["cpu-detail"]))
-    parts += [peers(results[name]) for name in ("peers-gpu", "peers") if name in results]
-    if "host" in results:
-        parts.append(host(results["host"]))
-    if "imports" in results:
-        parts.append(imports(results["imports"]))
-    if "codegen" in results:
-        parts.append(codegen(results["codegen"]))
-    return "\n\n".join(parts)
+def gain(row: dict[str, Any]) -> str:
+    """How many times as fast a training step is with vaekl."""
+    return f"{row['plain'] / row['vaekl']:.2f}x"
 
 
 def devices(results: dict[str, Any]) -> dict[str, Any]:
@@ -250,42 +243,3 @@ def peers(data: dict[str, Any]) -> str:
     ]  # fmt: skip
     headings = ["function", "shape handed in", "theirs", "vaekl"]
     return section("Beside the code of others", text, markdown(headings, lines))
-
-
-def host(data: dict[str, Any]) -> str:
-    """Microseconds of Python and C++ before a kernel is launched."""
-    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
-    text = f"""Of the Triton path, launches thrown away ({data["machine"]}; {versions}), beside the
-        operators that plain torch would launch; the cheapest takes {data["operator_us"]} µs
-        there."""
-    headings = ["call", "forward, µs", "forward + backward, µs", "plain torch, operators"]
-    keys = ("name", "forward_us", "forward_backward_us", "plain_operators")
-    lines = [[str(row[key]) for key in keys] for row in data["rows"]]
-    return section("Host time", text, markdown(headings, lines))
-
-
-def imports(data: dict[str, Any]) -> str:
-    """Milliseconds of importing, beside torch's own."""
-    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
-    text = f"""`import vaekl` after `import torch` takes {data["vaekl_ms"]} ms of processor time,
-        torch itself {data["torch_ms"]} ms (medians of {data["runs"]} processes; {data["machine"]};
-        {versions})."""
-    return section("Import", text)
-
-
-def codegen(data: dict[str, Any]) -> str:
-    """Registers and instructions per element of the main path's kernels, by target."""
-    shown: dict[str, dict[str, str]] = {}
-    for row in data["rows"]:
-        dtype, *outputs = row["variant"].split()
-        if outputs != ["many", "kl=batchmean", "of_mean=batch", "z"]:
-            continue
-        cell = f"{row['registers']} registers"
-        if "instructions_per_element" in row:
-            cell += f", {row['instructions_per_element']:g}"
-        shown.setdefault(row["target"], {})[f"{row['kernel']} {dtype}"] = cell
-    names = list(dict.fromkeys(name for cells in shown.values() for name in cells))
-    text = """Compiled without a GPU, both KLs on large aligned inputs: registers, and instructions
-        per element in the main loop. All variants: `make codegen`."""
-    lines = [[name, *(cells.get(name, "") for cells in shown.values())] for name in names]
-    return section("Machine code", text, markdown(["kernel", *shown], lines))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from vaekl.kernels.reduction import GROUP
 
 from vaekl.backends import layout as geometry
 from vaekl.backends import triton as launcher
@@ -55,6 +56,17 @@ def test_few_kernels_serve_all_shapes():
     alone = [grid for grid in grids if grid.tiles * grid.ranges == 1]
     assert all(grid.rows_per_range == grid.block_rows for grid in alone)  # one iteration
     assert {8 * grid.threads for grid in grids} == {1024, 4096}  # elements of a block
+
+
+def test_ranges_are_as_many_as_their_sums_allow():
+    """Of 32 blocks two to a program leave one round of sums, where one to each would take two."""
+    config = geometry.Config()
+    assert config.group == GROUP.value
+    assert geometry.grid(1024, 32, config).ranges == 16
+    assert geometry.grid(128 * 32, 32, config).ranges == 128
+    assert geometry.rounds(256, 16) == 2
+    assert geometry.rounds(257, 16) == 3
+    assert geometry.grid(2**20, 32, config).ranges > 900
 
 
 def test_offsets_turn_wide_in_time():

@@ -70,6 +70,7 @@ class Config:
     resident: int = 7
     programs: int | None = None  # in all; else what the device holds. Backward has one a tile
     threads: int = 128  # of a program: 8 elements of a full block each
+    group: int = 16  # partial sums that a program adds up, as reduction.GROUP says
 
 
 _config = Config()
@@ -160,6 +161,20 @@ def _power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def rounds(partials: int, group: int) -> int:
+    """Of groups, until one sum is left."""
+    return 0 if partials < 2 else 1 + rounds(-(-partials // group), group)
+
+
+def _soonest(blocks: int, most: int, group: int) -> int:
+    """Row ranges that end soonest: more have fewer blocks each, and more rounds of sums after them.
+
+    In a round the last program waits three times, for a block once.
+    """
+    fitting = [n for n in (most, group, group**2) if n <= most]
+    return min(fitting, key=lambda n: -(-blocks // n) + 3 * rounds(n, group))
+
+
 @lru_cache(maxsize=256)
 def grid(
     batch: int,
@@ -185,7 +200,10 @@ def grid(
     tiles = -(-event // block_cols)
     blocks = -(-batch // block_rows)
     programs = config.programs or config.resident * multiprocessors
-    blocks_per_range = -(-blocks // min(blocks, max(programs // tiles, 1)))
+    ranges = min(blocks, max(programs // tiles, 1))
+    if config.programs is None:
+        ranges = _soonest(blocks, ranges, config.group)
+    blocks_per_range = -(-blocks // ranges)
     each = -(-tiles // max(programs, 2))
     return Grid(
         tiles=tiles,

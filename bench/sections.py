@@ -1,0 +1,115 @@
+"""Sections of docs/speed.md, of the results that are not of bench/run.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import (
+    NO_GPU,
+    by_case,
+    cpu_detail,
+    devices,
+    figure,
+    gain,
+    is_gpu,
+    markdown,
+    measured_on,
+    peers,
+    section,
+)
+
+
+def benchmarks(results: dict[str, Any]) -> str:
+    """All devices' tables, host overhead and code generation, each if there is a file of it."""
+    found = devices(results)
+    parts = [] if any(is_gpu(data) for data in found.values()) else [NO_GPU]
+    parts += [measured_on(data, name) for name, data in found.items()]
+    if "cpu-detail" in results:
+        parts.append(cpu_detail(results["cpu-detail"]))
+    parts += [peers(results[name]) for name in ("peers-gpu", "peers") if name in results]
+    if "host" in results:
+        parts.append(host(results["host"]))
+    if "training" in results:
+        parts.append(training(results["training"]))
+    if "imports" in results:
+        parts.append(imports(results["imports"]))
+    if "codegen" in results:
+        parts.append(codegen(results["codegen"]))
+    if "model" in results:
+        parts.append(model(results["model"], found))
+    return "\n\n".join(parts)
+
+
+def host(data: dict[str, Any]) -> str:
+    """Microseconds of Python and C++ before a kernel is launched."""
+    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
+    text = f"""Of the Triton path, launches thrown away ({data["machine"]}; {versions}), beside the
+        operators that plain torch would launch; the cheapest takes {data["operator_us"]} µs
+        there."""
+    headings = ["call", "forward, µs", "forward + backward, µs", "plain torch, operators"]
+    keys = ("name", "forward_us", "forward_backward_us", "plain_operators")
+    lines = [[str(row[key]) for key in keys] for row in data["rows"]]
+    return section("Host time", text, markdown(headings, lines))
+
+
+def imports(data: dict[str, Any]) -> str:
+    """Milliseconds of importing, beside torch's own."""
+    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
+    text = f"""`import vaekl` after `import torch` takes {data["vaekl_ms"]} ms of processor time,
+        torch itself {data["torch_ms"]} ms (medians of {data["runs"]} processes; {data["machine"]};
+        {versions})."""
+    return section("Import", text)
+
+
+def codegen(data: dict[str, Any]) -> str:
+    """Registers and instructions per element of the main path's kernels, by target."""
+    shown: dict[str, dict[str, str]] = {}
+    for row in data["rows"]:
+        dtype, *outputs = row["variant"].split()
+        if outputs != ["many", "kl=batchmean", "of_mean=batch", "z"]:
+            continue
+        cell = f"{row['registers']} registers"
+        if "instructions_per_element" in row:
+            cell += f", {row['instructions_per_element']:g}"
+        shown.setdefault(row["target"], {})[f"{row['kernel']} {dtype}"] = cell
+    names = list(dict.fromkeys(name for cells in shown.values() for name in cells))
+    text = """Compiled without a GPU, both KLs on large aligned inputs: registers, and instructions
+        per element in the main loop. All variants: `make codegen`."""
+    lines = [[name, *(cells.get(name, "") for cells in shown.values())] for name in names]
+    return section("Machine code", text, markdown(["kernel", *shown], lines))
+
+
+def training(data: dict[str, Any]) -> str:
+    """Whole training steps with plain code and with vaekl."""
+    device = data["device"]
+    text = f"""Forward, backward and Adam on one batch, in turns ({device["name"]}, torch
+        {device["versions"]["torch"]}, commit {device["commit"]}, {device["date"]};
+        `bench/training.py`): where a model computes for milliseconds, its loss is a small part."""
+    lines = [
+        [row["what"].rstrip("."), *(figure(row[name] * 1e3) for name in ("plain", "vaekl")),
+         gain(row)]
+        for row in data["rows"]
+    ]  # fmt: skip
+    headings = ["model", "plain, ms", "vaekl, ms", "gain"]
+    return section("A training step", text, markdown(headings, lines))
+
+
+def model(data: dict[str, Any], found: dict[str, Any]) -> str:
+    """What an H100 should take, beside what a GPU took once one has run it."""
+    copy, issue = (figure(data["assumed"][name] / 1e12) for name in ("copy", "issue"))
+    text = f"""**A model, not a measurement**: the largest of bytes at {copy} TB/s, instructions of
+        all lanes at {issue}·10¹² a second, and a program's iterations at
+        {data["assumed"]["latency"] * 1e6:g} µs each, and after it what the last program of a
+        launch waits for (`bench/model.py`). Forward + backward, both KLs, launches left out, µs;
+        "before" is the code of 2026-11-25, whose kernels took 528 programs and added eight partial
+        sums at a time."""
+    measured = [by_case(data) for data in found.values() if is_gpu(data)]
+    cases = measured[0] if measured else {}
+    lines = []
+    for row in data["rows"]:
+        times = [row[f"{name}seconds"] for name in ("floor_", "before_", "")]
+        seconds = cases.get(row["case"], {}).get("vaekl-triton", {}).get("device_seconds")
+        cells = [figure(time * 1e6) for time in times]
+        lines.append([row["case"], *cells, "" if seconds is None else figure(seconds * 1e6)])
+    headings = ["shape", "bytes alone", "before", "now", "measured"]
+    return section("What a GPU should take", text, markdown(headings, lines))
