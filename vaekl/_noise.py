@@ -105,6 +105,8 @@ def philox_normal(
     Where a device lacks float64 it is drawn on the CPU: with float32 alone its digits differ.
     """
     if not has_float64(device):
+        if key.on_device is not None:
+            key = key._replace(on_device=key.on_device.cpu())
         return philox_normal(key, shape, dtype, torch.device("cpu")).to(device)
     batch, event = shape
     seed: int | Tensor = key.seed

@@ -142,7 +142,7 @@ def kl_denominator(reduction: str | None, batch: int, event: int) -> int:
 
 def has_float64(device: torch.device) -> bool:
     """Whether it is known to: Metal has none, and not every GPU of Intel's."""
-    return device.type in ("cpu", "cuda")
+    return device.type in ("cpu", "cuda", "meta")
 
 
 def sample_dtype(mu: Tensor, *others: Any) -> torch.dtype:

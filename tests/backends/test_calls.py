@@ -10,7 +10,7 @@ from vaekl import _plans, _roads
 from vaekl._spec import Spec, to_text
 from vaekl.backends import layout as geometry
 from vaekl.backends import protocol
-from vaekl.testing import make_inputs
+from vaekl.testing import make_inputs, step
 
 
 @pytest.fixture
@@ -147,6 +147,24 @@ def test_other_sizes_with_the_same_strides(backend, device):
         mu, logvar = make_inputs((batch, 4), device=device)
         ours = vaekl.kl_loss(mu, logvar, reduction="none", backend=backend)
         torch.testing.assert_close(ours, vaekl.kl_loss(mu, logvar, reduction="none"))
+
+
+@pytest.mark.parametrize("mean_over", ["batch", "all"])
+@pytest.mark.parametrize("reduction", ["none", "batchmean"])
+@pytest.mark.parametrize("batch_dims", [0, 1, 2])
+def test_plans_of_other_sizes(batch_dims, reduction, mean_over, backend, device):
+    """Each shape in turn, after plans of those before it: 2 axes may be 2 of the batch, too."""
+    options = {"batch_dims": batch_dims, "reduction": reduction, "mean_over": mean_over, "seed": 3}
+    for shape in ((4, 3), (5, 2), (2, 6), (3, 2, 2), (7, 1), (1, 7), (3, 5)):
+        ours, theirs = (
+            step(
+                lambda m, v, b=name: vaekl.reparameterize_kl(m, v, backend=b, **options),
+                make_inputs(shape, dtype=torch.float64, device=device),
+            )
+            for name in (backend, "eager")
+        )
+        for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_halves_of_one_kind_in_gradients_of_two(backend, device):

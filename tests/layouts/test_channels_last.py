@@ -40,11 +40,10 @@ def test_which_are_read_in_the_order_of_memory(shape, expected):
     assert channels(mu, number) == expected
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4, 8), (5, 2, 2, 2), (2, 64, 2, 2), (3, 16, 2, 6)])
-@pytest.mark.parametrize(("reduction", "mean_over"), [("batchmean", "batch"), ("none", "all")])
-def test_values_and_gradients(shape, reduction, mean_over, storage, config, device):
+def check(shape, storage, device, **options):
+    """Values and gradients, of contiguous tensors by torch's operators."""
     mu, logvar = make_inputs(shape, device=device)
-    options = {"reduction": reduction, "mean_over": mean_over, "seed": 3}
+    options["seed"] = 3
     expected = step(
         lambda m, v: vaekl.reparameterize_kl(m, v, backend="eager", **options), (mu, logvar)
     )
@@ -56,6 +55,21 @@ def test_values_and_gradients(shape, reduction, mean_over, storage, config, devi
     for a, b in zip(gradients, expected.gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
     assert found.outputs[0].is_contiguous(memory_format=torch.channels_last)
+
+
+OPTIONS = [{"reduction": "batchmean"}, {"reduction": "none", "mean_over": "all"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [(3, 4, 4, 8), (5, 2, 2, 2), (2, 64, 2, 2), (3, 16, 2, 6)])
+def test_values_and_gradients(shape, options, storage, device):
+    check(shape, storage, device, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [(3, 4, 4, 6), (5, 2, 2, 2)])
+def test_several_programs(shape, options, storage, config, device):
+    check(shape, storage, device, **options)
 
 
 @pytest.mark.parametrize("dz", ["channels first", "a number", "none"])

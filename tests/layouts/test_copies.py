@@ -25,6 +25,18 @@ def in_place_moments(device):
     yield torch.randn(16, 4, 3, device=device).permute(2, 1, 0), 2, 1
 
 
+def without_casts(names):
+    """Less the copy that each change of dtype is."""
+    left, casts = [], 0
+    for name in names:
+        if name == "copy_" and casts:
+            casts -= 1
+            continue
+        casts = 1 if name == "_to_copy" else casts
+        left.append(name)
+    return left
+
+
 def test_no_copies_and_one_gradient(backend, device, launches_thrown_away):
     """Operators on tensors as large as one half, by torch's profiler, forward and backward.
 
@@ -46,12 +58,14 @@ def test_no_copies_and_one_gradient(backend, device, launches_thrown_away):
         call()  # plans and compiles
         found = large_operators(call, half)
         names = [name for name, _ in found]
-        if backend == "eager" and names.count("copy_") == names.count("_to_copy"):
-            names = [name for name in names if name != "copy_"]  # each made another dtype
+        if backend == "eager":
+            names = without_casts(names)
         assert not MOVES & set(names), (backend, moments.shape, dim, found)
+        sizes = [allocated for _, allocated in found if allocated]
+        # Halves in float64 are as large as moments: phi has two.
+        assert sizes.count(moments.numel() * 4) == (3 if backend == "eager" else 1)
         if backend != "eager":
-            sizes = sorted(allocated for _, allocated in found if allocated)
-            assert sizes == [half * 4, moments.numel() * 4]
+            assert sorted(sizes) == [half * 4, moments.numel() * 4]
 
 
 def test_the_count_sees_what_halves_cost_otherwise(backend, device, launches_thrown_away):

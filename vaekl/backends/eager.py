@@ -78,8 +78,8 @@ def phi(logvar: Tensor) -> Tensor:
 
 
 def phi_of_each(logvars: list[Tensor]) -> list[Tensor]:
-    """In one go: where tensors are small the number of operations is what takes time."""
-    if len(logvars) < 2:
+    """Small ones in one go: the number of operations is what takes their time."""
+    if len(logvars) < 2 or logvars[0].numel() > _SMALL:
         return [phi(v) for v in logvars]
     values = phi(torch.cat([v.reshape(-1) for v in logvars]))
     parts = values.split_with_sizes([v.numel() for v in logvars])
@@ -102,14 +102,20 @@ def why_not(device: str) -> str | None:
     return None
 
 
+#: Elements that are worth a copy to spare operations.
+_SMALL = 2**14
 #: Elements of a block, for each thread. With fewer, the operations themselves take longer than
 #: memory does.
 _BLOCK = 2**17
 
 
+def _block() -> int:
+    return _BLOCK * torch.get_num_threads()
+
+
 def _blocks(batch: int, event: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of parts of a [batch, event]."""
-    size = _BLOCK * torch.get_num_threads()
+    size = _block()
     rows, columns = max(size // event, 1), min(size, event)
     for row in range(0, batch, rows):
         for column in range(0, event, columns):
@@ -134,7 +140,7 @@ def _part(values: Tensor | None, row: slice, column: slice) -> Any:
 
 
 def _is_large(x: Operands) -> bool:
-    return x.mu.device.type == "cpu" and x.mu.numel() > _BLOCK
+    return x.mu.device.type == "cpu" and x.mu.numel() > _block()
 
 
 def _forward_in_blocks(
@@ -152,7 +158,8 @@ def _forward_in_blocks(
     def logvar(part: Tensor) -> Tensor:
         return FORMS[spec.form].values(part.to(dtype), spec.clamp)
 
-    twice = torch.zeros(batch if per_sample else (), dtype=torch.float64)
+    shape = (batch,) if per_sample else ()
+    twice = torch.zeros(shape, dtype=torch.float64, device=x.mu.device)
     for row, column in _blocks(batch, event):
         m, v = mu[row, column].to(dtype), logvar(scale[row, column])
         if z_flat is not None:
@@ -169,7 +176,7 @@ def _forward_in_blocks(
     if spec.mean_over is not None:
         v = scale if spec.form == "logvar" else logvar(scale)
         means = formulas.means(mu, v, spec.mean_over, dtype)
-        halves = (mean.reshape(-1).split(_BLOCK * torch.get_num_threads()) for mean in means)
+        halves = (mean.reshape(-1).split(_block()) for mean in means)
         parts = [torch.addcmul(phi(v), m, m).sum() for m, v in zip(*halves)]
         kl_of_mean = torch.stack(parts).sum() * 0.5
     return Outputs(z, kl, kl_of_mean), means

@@ -144,8 +144,9 @@ def _plus(
 def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = None) -> Gradients:
     """All gradients, of x with its noise, in the compute dtype; the smallest term comes first.
 
-    They have the least shape that has all that they depend on. `out` is memory for those of mu and
-    scale, which are not differentiable then; it is for its owner to see if they are there.
+    They have the least shape that has all that they depend on; that of mu may be dz. `out` is
+    memory for those of mu and scale, which are not differentiable then; it is for its owner to see
+    if they are there.
     """
     mu, scale, noise = x
     form, dtype = FORMS[spec.form], compute_dtype(*x)
@@ -160,8 +161,7 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
     if weights.dz is not None and noise is not None:
         dz = weights.dz.to(dtype)
         d_eps = dz * torch.exp(0.5 * v)
-        # No gradient may be the tensor that came in.
-        d_mu = dz.clone() if d_mu is None else torch.add(d_mu, dz, out=out_mu)
+        d_mu = dz if d_mu is None else torch.add(d_mu, dz, out=out_mu)
         d_logvar = _plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
     d_scale = None if d_logvar is None else form.gradient(d_logvar, s, spec.clamp)
     return Gradients(d_mu, d_scale, d_eps)
@@ -189,6 +189,8 @@ def gradients(
         if values is None or model is None or not is_needed:
             values = None
         elif target is None:
+            if values is upstream.z:  # no gradient may be the tensor that came in
+                values = values.clone()
             values = like(values.expand(x.mu.shape), model, model.dtype)
         elif values is not target:
             values = target.copy_(values.expand(x.mu.shape))

@@ -84,8 +84,10 @@ class Launch:
         self.memory, self.scratch = kernel.buffers * block, kernel.scratch_size(plan)
         self.is_shared_out = tiles * ranges > chunk
         strides_of_rows = {(event, 0, 1), (0, 0, 0)}
-        self.is_resizable = _is_small(batch, event) and strides_of_rows.issuperset(
-            arrangement.strides
+        self.is_resizable = (
+            spec.batch_dims == 1
+            and _is_small(batch, event)
+            and strides_of_rows.issuperset(arrangement.strides)
         )
 
     def _set(self, plan: Any) -> None:

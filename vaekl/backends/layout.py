@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 Strides = tuple[int, ...]
 
-#: Largest offset that is left to int32 arithmetic; some room for masked rows past the end.
+#: Largest offset that is left to int32 arithmetic. Those of masked rows past the end may wrap.
 NARROW_OFFSETS = 2**31 - 2**24
-
-
 #: Of one position; four positions are a block's columns at least.
 MOST_CHANNELS = 256
 #: Of an H100, where no device says how many it has.
@@ -182,8 +180,9 @@ def grid(
     config: Config,
     multiprocessors: int = MULTIPROCESSORS,
     channels: int = 1,
+    has_sums: bool = True,
 ) -> Grid:
-    """Blocks as wide as the event up to a limit, wider where the batch is short.
+    """Blocks as wide as the event up to a limit, wider where the batch is short. Sums: over rows.
 
     What fits one program is one block of it, of two sizes alone: so few kernels serve all shapes.
     """
@@ -201,7 +200,7 @@ def grid(
     blocks = -(-batch // block_rows)
     programs = config.programs or config.resident * multiprocessors
     ranges = min(blocks, max(programs // tiles, 1))
-    if config.programs is None:
+    if config.programs is None and has_sums:
         ranges = _soonest(blocks, ranges, config.group)
     blocks_per_range = -(-blocks // ranges)
     each = -(-tiles // max(programs, 2))

@@ -86,8 +86,11 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _grid(view: layout.View, config: layout.Config, device: torch.device) -> layout.Grid:
-    return layout.grid(view.batch, view.event, config, _multiprocessors(device), view.channels)
+def _grid(
+    view: layout.View, config: layout.Config, device: torch.device, has_sums: bool = True
+) -> layout.Grid:
+    of_device = _multiprocessors(device)
+    return layout.grid(view.batch, view.event, config, of_device, view.channels, has_sums)
 
 
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
@@ -180,8 +183,9 @@ class _ForwardPlan:
     def __init__(self, spec: Spec, arrangement: Arrangement, x: Operands) -> None:
         self.dtype = compute_dtype(*x)
         view = arrangement.view
-        grid = _grid(view, layout.current_config(), x.mu.device)
         per_row = spec.reduction == "none"
+        has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
+        grid = _grid(view, layout.current_config(), x.mu.device, has_sums)
         column_sums = view.event if spec.mean_over == "batch" else 0
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
@@ -259,7 +263,7 @@ def backward(
         return backward_of_copies(spec, needs, backward)
     arrangement = in_memory_order(arrangement)
     view = arrangement.view
-    grid = _grid(view, layout.current_config(), x.mu.device)
+    grid = _grid(view, layout.current_config(), x.mu.device, has_sums=False)
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
     fixed = [
