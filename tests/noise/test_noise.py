@@ -62,7 +62,7 @@ def tile_kernel(
     o_row = first_row + tl.arange(0, ROWS)
     if WIDE:
         o_row = o_row.to(tl.int64)
-    b_eps = normal_tile(seed, offset, o_row, 0, D, DTYPE, ROWS, COLS)
+    b_eps = normal_tile(seed, offset, o_row, 0, D, 1, DTYPE, ROWS, COLS)
     o_out = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     tl.store(p_out + o_out, b_eps)
 
