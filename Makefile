@@ -70,7 +70,7 @@ test-torch-%: .venv-torch-%/.installed
 	$(call environment,.venv-torch-$*,constraints/torch-$*.txt)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python $(PYTEST) -m slow $(PYTEST_ARGS)
 
 # What other projects ship, beside this one; the last two where they install. Torch stays as pinned.
 PEERS_PIP = $(PEERS_VENV)/bin/python $(PIP) -c constraints.txt -c constraints-peers.txt
