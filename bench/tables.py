@@ -60,7 +60,8 @@ def speed(results: dict[str, Any]) -> str:
     of_steps = ""
     if "training" in results:
         gains = sorted(gain(row) for row in results["training"]["rows"])
-        of_steps = f" Of whole training steps there, less: {gains[0]} to {gains[-1]}."
+        of_steps = f" Whole training steps (a {results['training']['device']['name']}): "
+        of_steps += f"{gains[0]} to {gains[-1]}."
     for data in found.values():
         threads = "" if is_gpu(data) else f"{data['device']['threads']} threads, "
         text = f"""{unmeasured} {data["device"]["name"]} ({threads}{data["device"]["date"]}),

@@ -159,7 +159,7 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
     geometry.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow
     geometry.view.cache_clear()
     mu, logvar, eps, dz = _inputs(variant)
-    config = geometry.current_config()
+    config = triton.usual_config(mu.dtype)
     try:
         if isinstance(variant, Variant):
             _call(variant, mu, logvar, eps, dz)

@@ -93,6 +93,14 @@ def _grid(
     return layout.grid(view.batch, view.event, config, of_device, view.channels, has_sums)
 
 
+def usual_config(dtype: torch.dtype) -> layout.Config:
+    """Of a computation in this dtype: float64's registers leave no room for many warps."""
+    usual = layout.current_config()
+    if dtype == torch.float64:
+        usual = replace(usual, small=min(usual.small, usual.tile))
+    return usual
+
+
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
 _FORWARD_ANYWHERE = (0, 1, 2)  # mu, logvar, eps
 _BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: key, means
@@ -185,7 +193,7 @@ class _ForwardPlan:
         view = arrangement.view
         per_row = spec.reduction == "none"
         has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
-        grid = _grid(view, layout.current_config(), x.mu.device, has_sums)
+        grid = _grid(view, usual_config(self.dtype), x.mu.device, has_sums)
         column_sums = view.event if spec.mean_over == "batch" else 0
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
@@ -263,7 +271,7 @@ def backward(
         return backward_of_copies(spec, needs, backward)
     arrangement = in_memory_order(arrangement)
     view = arrangement.view
-    grid = _grid(view, layout.current_config(), x.mu.device, has_sums=False)
+    grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, has_sums=False)
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
     fixed = [
@@ -292,7 +300,7 @@ def backward(
 
 def statistics_config() -> layout.Config:
     """Half a block: sums in float64 fill the registers sooner (168 of 128 threads)."""
-    usual = layout.current_config()
+    usual = usual_config(torch.float64)
     tile = usual.tile // 2
     return replace(usual, tile=tile, small=min(usual.small, tile), resident=3)
 
