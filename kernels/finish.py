@@ -17,7 +17,7 @@ from .reduction import (
 )
 from .tile import event_tile, in_event
 
-ROW_BLOCK = tl.constexpr(2048)  # partial KLs of rows that are added at once
+ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
 
 
 @triton.jit
