@@ -60,7 +60,7 @@ def speed(results: dict[str, Any]) -> str:
     of_steps = ""
     if "training" in results:
         gains = sorted(gain(row) for row in results["training"]["rows"])
-        of_steps = f" Whole training steps (a {results['training']['device']['name']}): "
+        of_steps = f" Whole training steps on {results['training']['device']['name']}: "
         of_steps += f"{gains[0]} to {gains[-1]}."
     for data in found.values():
         threads = "" if is_gpu(data) else f"{data['device']['threads']} threads, "

@@ -63,7 +63,8 @@ class Config:
 
     tile: int = 1024  # elements of a block
     max_cols: int = 128  # columns of a block, while the batch fills its rows
-    small: int = 4096  # padded elements that one program takes alone, in one block
+    small: int = 4096  # padded elements that one program takes alone
+    widest: int = 4096  # elements of its block, where a tile is too small
     #: Programs of a multiprocessor: of 128 threads with 72 registers it holds so many at a time.
     resident: int = 7
     programs: int | None = None  # in all; else what the device holds. Backward has one a tile
@@ -184,14 +185,15 @@ def grid(
 ) -> Grid:
     """Blocks as wide as the event up to a limit, wider where the batch is short. Sums: over rows.
 
-    What fits one program is one block of it, of two sizes alone: so few kernels serve all shapes.
+    One program alone has a block of one of two sizes: so few kernels serve all shapes.
     """
     columns = max(_power_of_2(event), 4)
     alone = _power_of_2(batch) * columns
-    if alone <= config.small:
-        size = config.tile if alone <= config.tile else config.small
+    size = config.tile if alone <= config.tile else max(config.widest, config.tile)
+    if alone <= config.small and columns <= size:
         rows = size // columns
-        return Grid(1, 1, 1, rows, rows, columns, config.threads * size // config.tile)
+        all_rows = -(-batch // rows) * rows
+        return Grid(1, 1, 1, all_rows, rows, columns, config.threads * size // config.tile)
     groups = 4 * channels  # of noise, side by side
     block_cols = min(columns, max(config.max_cols, groups))
     block_rows = min(max(config.tile // block_cols, 1), _power_of_2(batch))

@@ -97,7 +97,7 @@ def usual_config(dtype: torch.dtype) -> layout.Config:
     """Of a computation in this dtype: float64's registers leave no room for many warps."""
     usual = layout.current_config()
     if dtype == torch.float64:
-        usual = replace(usual, small=min(usual.small, usual.tile))
+        usual = replace(usual, widest=usual.tile)
     return usual
 
 
@@ -302,7 +302,7 @@ def statistics_config() -> layout.Config:
     """Half a block: sums in float64 fill the registers sooner (168 of 128 threads)."""
     usual = usual_config(torch.float64)
     tile = usual.tile // 2
-    return replace(usual, tile=tile, small=min(usual.small, tile), resident=3)
+    return replace(usual, tile=tile, widest=tile, resident=3)
 
 
 def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
