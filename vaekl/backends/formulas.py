@@ -88,7 +88,7 @@ def outputs(
         logvars.append(mean_v)
     phis = phi_of_each(logvars)
     if spec.mean_over is not None:
-        of_mean = torch.addcmul(phis.pop(), mean_m, mean_m).sum() * 0.5
+        of_mean = _divide(torch.addcmul(phis.pop(), mean_m, mean_m).sum(), 2)
     if spec.reduction is not None:
         twice = torch.addcmul(phis.pop(), m, m)
         if spec.reduction != "none":
