@@ -21,6 +21,7 @@ from ._spec import Key, Source, has_float64
 SEED_OFFSET = -(2**63)
 
 _WORD = 0xFFFFFFFF
+_CPU = torch.device("cpu")
 # Between reading an offset and moving on, no other thread may read it.
 _LOCK = threading.Lock()
 
@@ -67,7 +68,7 @@ def draw_key(device: torch.device, source: Source) -> Key:
     generator, seed = source
     if seed is not None:
         return Key(seed, SEED_OFFSET)
-    if device.type == "cuda":
+    if device != _CPU and device.type == "cuda":  # to ask for a type takes longer
         if torch.cuda.is_current_stream_capturing():
             # Generator state may not be read here; each replay must read a key of its own.
             return Key(0, 0, device_key(device, generator))

@@ -298,7 +298,7 @@ def resolve_backend(backend: Any, device: torch.device) -> str:
         ModuleNotFoundError: what the backend asked for needs is not installed, or does not work.
     """
     if backend == "auto":
-        return backends.automatic(device.type)
+        return backends.automatic(device)
     kind: str = device.type
     name: str = backend if type(backend) is str else backend_name(backend)
     problem = backends.problem(name, kind)

@@ -270,7 +270,7 @@ def compute(
     form, bounds = "logvar", None
     if clamp is not None:
         form, bounds = _validate.scale_form(clamp, (mu, logvar, eps))
-    known = backends.chosen.get(mu.device.type) if road == "direct" and backend == "auto" else None
+    known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
     sample, reduction, mean_over = terms
     has_eps = eps is not None

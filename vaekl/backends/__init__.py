@@ -69,8 +69,8 @@ FALLBACK = "eager"
 _FASTEST = {"cuda": "triton", "cpu": "cpu"}
 _loaded: dict[str, Backend] = {}
 _found: dict[tuple[str, str], str | None] = {}
-#: What "auto" is, by type of device, as far as that is known.
-chosen: dict[str, str] = {}
+#: What "auto" is on a device, as far as that is known.
+chosen: dict[torch.device, str] = {}
 
 
 def get(name: str) -> Backend:
@@ -136,21 +136,22 @@ def require(name: str, device: str = "cpu") -> None:
         raise ModuleNotFoundError(f"backend={name!r} {reason}")
 
 
-def automatic(device: str) -> str:
-    """What backend="auto" is on a type of device.
+def automatic(device: torch.device) -> str:
+    """What backend="auto" is on a device.
 
     The eager backend in place of one that is installed and cannot run, with a warning.
     """
     if device in chosen:
         return chosen[device]
-    name = _FASTEST.get(device, FALLBACK)
-    reason = why_not(name, device)
-    if reason is None and (name, device) not in _found:
+    kind: str = device.type
+    name = _FASTEST.get(kind, FALLBACK)
+    reason = why_not(name, kind)
+    if reason is None and (name, kind) not in _found:
         return name
     chosen[device] = name if reason is None else FALLBACK
     if reason not in (None, _absent(name)):
         warnings.warn(
-            f"vaekl: the slower backend {FALLBACK!r} runs on {device} tensors, because "
+            f"vaekl: the slower backend {FALLBACK!r} runs on {kind} tensors, because "
             f"backend={name!r} {reason}",
             RuntimeWarning,
             stacklevel=5,  # the caller of a public function, in most cases
