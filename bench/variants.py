@@ -12,7 +12,7 @@ from torch import Tensor
 from vaekl import _plans
 from vaekl._spec import Needs, Operands, Outputs, Source, Spec
 from vaekl.backends import layout as geometry
-from vaekl.backends import triton
+from vaekl.backends import triton, triton_launch
 
 DTYPES = {
     "fp32": torch.float32,
@@ -153,7 +153,7 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
     }
     for kernel in kernels.values():
         kernel.device_caches.clear()
-    triton._warp_size.cache_clear()
+    triton_launch.warp_size.cache_clear()
     _plans.forget()
     narrow = geometry.NARROW_OFFSETS
     geometry.NARROW_OFFSETS = 0 if variant.layout == "wide" else narrow

@@ -5,7 +5,7 @@ import torch
 from vaekl.kernels.reduction import GROUP
 
 from vaekl.backends import layout as geometry
-from vaekl.backends import triton as launcher
+from vaekl.backends import triton_launch
 from vaekl.testing import CONFIGS, make_inputs
 
 
@@ -91,6 +91,6 @@ def test_layouts_are_read_in_place():
 @pytest.mark.parametrize(("threads", "warps"), [(32, 1), (64, 1), (128, 2)])
 def test_a_program_has_at_least_one_wave_of_64(threads, warps, monkeypatch):
     """A block of 32 threads, as tests ask for, is half a wave on AMD's data-centre GPUs."""
-    monkeypatch.setattr(launcher, "_warp_size", lambda: 64)
+    monkeypatch.setattr(triton_launch, "warp_size", lambda: 64)
     grid = geometry.grid(7, 21, geometry.Config(threads=threads))
-    assert launcher.Launch(None, grid, 1, []).options["num_warps"] == warps
+    assert triton_launch.Launch(None, grid, 1, []).options["num_warps"] == warps

@@ -150,6 +150,24 @@ def in_memory_order(view: View) -> View:
     return view._replace(inner=channels, strides=strides, channels=channels)
 
 
+def end_to_end(view: View, config: Config) -> View:
+    """All samples as one where each begins where the one before it ends, if more than a ninth of a
+    block, whose columns are a power of 2, would be idle; else as it is.
+    """
+    columns, size = max(_power_of_2(view.event), 4), view.batch * view.event
+    ends = tuple((view.event * inner, 0, inner) for _, _, inner in view.strides)
+    idle = -view.event % min(columns, config.max_cols)
+    if (
+        view.strides != ends
+        or view.split
+        or 8 * idle <= view.event
+        or _power_of_2(view.batch) * columns <= config.small
+    ):
+        return view
+    strides = tuple((0, 0, inner) for _, _, inner in ends)
+    return view._replace(batch=1, event=size, inner=size, strides=strides)
+
+
 def rows(batch: int, event: int, count: int) -> View:
     """The View of so many contiguous tensors [batch, event], without looking at their strides."""
     wide = batch * event >= NARROW_OFFSETS

@@ -123,6 +123,15 @@ def in_memory_order(arrangement: Arrangement) -> Arrangement:
     return arrangement._replace(view=view, strides=strides)
 
 
+def end_to_end(arrangement: Arrangement, config: layout.Config) -> Arrangement:
+    """As one sample, see ``layout.end_to_end``."""
+    view = layout.end_to_end(arrangement.view, config)
+    if view is arrangement.view:
+        return arrangement
+    strides = [(0, 0, inner) for _, _, inner in arrangement.strides]
+    return arrangement._replace(view=view, strides=strides)
+
+
 def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
     """Shape and strides of a contiguous tensor, for torch.empty_strided.
 

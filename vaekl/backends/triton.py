@@ -6,7 +6,7 @@ that its first call compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -30,6 +30,7 @@ from vaekl._spec import (
     compute_dtype,
     kl_denominator,
     sample_dtype,
+    sizes,
 )
 from vaekl.kernels import statistics as columns
 from vaekl.kernels.backward import backward_kernel
@@ -51,9 +52,11 @@ from .strided import (
     arranged,
     backward_of_copies,
     dense,
+    end_to_end,
     forward_of_copies,
     in_memory_order,
 )
+from .triton_launch import Launch, is_elsewhere
 from .workspace import workspaces
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -68,14 +71,6 @@ def why_not(device: str) -> str | None:
     except Exception as error:
         return f"needs triton with a driver and a C compiler, and its start raises {told(error)}"
     return None
-
-
-@lru_cache
-def _warp_size() -> int:
-    """32 on NVIDIA, 64 on AMD's data-centre GPUs; any number under the interpreter."""
-    if triton.knobs.runtime.interpret:
-        return 32
-    return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
 @lru_cache
@@ -107,50 +102,6 @@ _BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: key, m
 _INTO = (8, 9)  # dmu, dlogvar
 
 
-class Launch:
-    """A kernel with all but its tensors and its key fixed."""
-
-    def __init__(self, kernel: Any, grid: layout.Grid, columns: int, fixed: Sequence[Any]) -> None:
-        self.kernel = kernel
-        self.grid = (columns, grid.ranges, 1)
-        self.fixed = (*fixed, grid.block_rows, grid.block_cols)
-        # FMA contraction is part of the error budget; Triton's default for it changes in 3.10.
-        warps = max(1, grid.threads // _warp_size())
-        self.options = {"num_warps": warps, "enable_fp_fusion": True}
-        self.compiled: Any = None
-
-    def __call__(
-        self, tensors: Sequence[Tensor | None], anywhere: Sequence[int], *key: int
-    ) -> None:
-        """Launch on the current stream; `key` is what follows the tensors.
-
-        The tensors `anywhere` are the caller's, or have been through its hooks, and may lie at any
-        address; the others are allocated for the call. For pointers that are not 16-byte aligned
-        Triton compiles another kernel; those take its ordinary launch, which finds it. Nothing else
-        that a kernel is compiled for is left open by a plan.
-        """
-        address = 0
-        for i in anywhere:
-            tensor = tensors[i]
-            if tensor is not None:
-                address |= tensor.data_ptr()
-        try:
-            if self.compiled is not None and address % 16 == 0:
-                self.compiled(*tensors, *key, *self.fixed)
-            else:
-                compiled = self.kernel[self.grid](*tensors, *key, *self.fixed, **self.options)
-                if compiled is not None and address % 16 == 0:  # the interpreter compiles nothing
-                    self.compiled = compiled[self.grid]
-        except BaseException:
-            workspaces.forget()
-            raise
-
-
-def is_elsewhere(tensor: Tensor) -> bool:
-    """On a CUDA device that is not the current one: nothing may be launched there as it stands."""
-    return tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
-
-
 def _unit(view: layout.View, dtypes: Iterable[torch.dtype], is_drawn: bool) -> int:
     """UNIT: what a thread has of a row at a time. 16 bytes, but of noise one group."""
     widest = max(dtype.itemsize for dtype in dtypes)
@@ -161,7 +112,9 @@ def _dtypes(*tensors: Tensor | None) -> list[torch.dtype]:
     return [t.dtype for t in tensors if t is not None]
 
 
-def _size_args(view: layout.View, unit: int, grid: layout.Grid, spec: Spec) -> list[Any]:
+def _size_args(
+    view: layout.View, unit: int, grid: layout.Grid, spec: Spec, mu: Tensor
+) -> list[Any]:
     """lo, hi, B, D, inner, rows_per_range, kl_denominator."""
     return [
         *(spec.clamp or (0.0, 0.0)),
@@ -169,7 +122,7 @@ def _size_args(view: layout.View, unit: int, grid: layout.Grid, spec: Spec) -> l
         view.event // unit,
         view.inner // unit,
         grid.rows_per_range,
-        kl_denominator(spec.reduction, view.batch, view.event),
+        kl_denominator(spec.reduction, *sizes(mu.shape, spec.batch_dims)),
     ]
 
 
@@ -183,6 +136,13 @@ def _stride_args(arrangement: Arrangement, unit: int) -> list[int]:
 def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
     """SPLIT_EVENT, UNIT, CHANNELS, WIDE, DTYPE."""
     return [view.split, unit, view.channels, view.wide, _TRITON_DTYPES[dtype]]
+
+
+def _as_one(arrangement: Arrangement, x: Operands, is_drawn: bool) -> Arrangement:
+    """Without rows, where nothing is asked of rows or columns; noise has groups of 4 columns."""
+    if is_drawn and x.eps is None and arrangement.view.event % 4:
+        return arrangement
+    return end_to_end(arrangement, usual_config(compute_dtype(*x)))
 
 
 class _ForwardPlan:
@@ -201,7 +161,7 @@ class _ForwardPlan:
         z_dtype = sample_dtype(*x)
         unit = _unit(view, [*_dtypes(*x), z_dtype], spec.sample and x.eps is None)
         fixed = [
-            *_size_args(view, unit, grid, spec),
+            *_size_args(view, unit, grid, spec, x.mu),
             grid.tiles,
             *self.scratch[:-1],
             *_stride_args(arrangement, unit),
@@ -259,7 +219,10 @@ def forward(spec: Spec, x: Operands) -> Forward:
     arrangement = arrange_forward(spec, x)
     if arrangement is None:
         return forward_of_copies(spec, forward)
-    return _ForwardPlan(spec, in_memory_order(arrangement), x)
+    arrangement = in_memory_order(arrangement)
+    if spec.reduction != "none" and spec.mean_over != "batch":
+        arrangement = _as_one(arrangement, x, spec.sample)
+    return _ForwardPlan(spec, arrangement, x)
 
 
 def backward(
@@ -270,12 +233,15 @@ def backward(
     if arrangement is None:
         return backward_of_copies(spec, needs, backward)
     arrangement = in_memory_order(arrangement)
+    is_drawn = x.eps is None and upstream.z is not None and needs.scale
+    has_rows = spec.reduction == "none" and upstream.kl is not None
+    if not has_rows and (spec.mean_over != "batch" or upstream.kl_of_mean is None):
+        arrangement = _as_one(arrangement, x, is_drawn)
     view = arrangement.view
     grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, has_sums=False)
-    is_drawn = x.eps is None and upstream.z is not None and needs.scale
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
     fixed = [
-        *_size_args(view, unit, grid, spec),
+        *_size_args(view, unit, grid, spec, x.mu),
         arrangement.dkl_row,
         *_stride_args(arrangement, unit),
         spec.reduction == "none",

@@ -1,0 +1,109 @@
+"""Samples of short events that follow each other in memory, read as one."""
+
+import pytest
+import torch
+
+import vaekl
+from vaekl._spec import Operands, Spec
+from vaekl.backends import layout, strided
+from vaekl.testing import make_inputs, step
+
+NUMBER = torch.tensor(0.3)
+
+
+def one(mu, logvar, config=layout.Config()):  # noqa: B008
+    """Are they read as one sample?"""
+    spec = Spec(True, "batchmean", None, 1, "logvar", None, "triton")
+    arrangement = strided.arrange_forward(spec, Operands(mu, logvar, None))
+    found = strided.end_to_end(arrangement, config)
+    assert found.view.batch * found.view.event == mu.numel()
+    return found.view.batch == 1
+
+
+@pytest.mark.parametrize("event", [1, 2, 3, 4, 10, 20, 32, 33, 60, 100, 130, 500, 700, 1000])
+def test_few_columns_are_idle(event):
+    """At most a ninth of a block's, of many samples."""
+    mu, logvar = make_inputs((4000, event))
+    spec = Spec(True, "batchmean", None, 1, "logvar", None, "triton")
+    arrangement = strided.arrange_forward(spec, Operands(mu, logvar, None))
+    view = strided.end_to_end(arrangement, layout.Config()).view
+    grid = layout.grid(view.batch, view.event, layout.Config())
+    assert view.event >= 8 / 9 * grid.tiles * grid.block_cols
+
+
+def test_which_are_read_as_one():
+    mu, logvar = make_inputs((400, 20))
+    assert one(mu, logvar)
+    assert one(mu, NUMBER.expand(400, 20))
+    assert not one(mu, logvar[:1].expand(400, 20))  # one for each column
+    assert not one(mu, logvar[:, :1].expand(400, 20))  # one for each sample
+    assert not one(mu, logvar.t().contiguous().t())
+    assert not one(*torch.cat([mu, logvar], 1).chunk(2, 1))
+    assert not one(mu[:100], logvar[:100])  # one program does it all
+    assert not one(*make_inputs((400, 30)))  # of 32 columns
+    assert not one(*(t[::2] for t in (mu, logvar)))
+
+
+def check(shape, upstream, device, *, layout="contiguous", **options):
+    """Values and gradients, of torch's operators and of noise that is the same."""
+    mu, logvar = make_inputs(shape, device=device, layout=layout)
+    if options.pop("number", False):
+        logvar = NUMBER.to(device)
+    if options.pop("given", False):
+        options["eps"] = torch.randn(shape, device=device)
+    else:
+        options["seed"] = -3
+    of_z, of_kl, of_mean = upstream
+    of_rows = shape[:1] if options.get("reduction") == "none" else ()
+    upstream = [
+        torch.randn(shape, device=device) if of_z else None,
+        torch.randn(of_rows, device=device) if of_kl else None,
+        torch.tensor(1.3, device=device) if of_mean else None,
+    ]
+    if not options.get("kl_of_mean", True):
+        upstream.pop()
+    found, expected = (
+        step(
+            lambda m, v, b=backend: [
+                t for t in vaekl.reparameterize_kl(m, v, backend=b, **options) if t is not None
+            ],
+            (mu, logvar),
+            upstream,
+        )
+        for backend in ("triton", "eager")
+    )
+    for a, b in zip(found.outputs, expected.outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=3e-6)
+    for a, b in zip(found.gradients, expected.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+OPTIONS = {
+    "elbo": {"kl_of_mean": False},
+    "sum": {"kl_of_mean": False, "reduction": "sum", "clamp": (-1.0, 0.5)},
+    "over all": {"mean_over": "all", "reduction": "mean"},
+    "eps": {"kl_of_mean": False, "given": True},
+    "a number": {"kl_of_mean": False, "number": True},
+    "over batch": {},  # as columns here
+    "rows": {"reduction": "none", "kl_of_mean": False},  # forward has them; backward may not
+}
+WANTED = [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+
+
+@pytest.mark.parametrize("options", list(OPTIONS))
+@pytest.mark.parametrize("upstream", WANTED, ids=str)
+@pytest.mark.parametrize("shape", [(9, 12), (7, 5)])
+def test_several_programs(shape, upstream, options, many_programs, device):
+    """5 columns have two groups of noise each, which are not those of rows end to end."""
+    chosen = OPTIONS[options]
+    if not chosen.get("kl_of_mean", True):
+        upstream = (*upstream[:2], False)
+    if not any(upstream):
+        upstream = (True, True, False)
+    check(shape, upstream, device, **chosen)
+
+
+@pytest.mark.parametrize("options", ["elbo", "over all", "over batch"])
+@pytest.mark.parametrize("shape", [(300, 20), (500, 10), (10, 20, 20)])
+def test_usual_blocks(shape, options, device):
+    check(shape, (True, True, options != "elbo"), device, **OPTIONS[options])
