@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from vaekl.kernels.finish import ROW_BLOCK
 from vaekl.kernels.reduction import GROUP
 
 from vaekl.backends import layout as geometry
@@ -67,6 +68,20 @@ def test_ranges_are_as_many_as_their_sums_allow():
     assert geometry.rounds(256, 16) == 2
     assert geometry.rounds(257, 16) == 3
     assert geometry.grid(2**20, 32, config).ranges > 900
+
+
+@pytest.mark.parametrize("shape", [(1024, 65536), (64, 65536), (5000, 20_000), (300, 100_000)])
+@pytest.mark.parametrize("multiprocessors", [16, 132])
+def test_rows_are_added_up_by_many_programs(shape, multiprocessors):
+    """One that did it alone would read some thousand times one after the other."""
+    config, sums = geometry.Config(), geometry.Sums(of_columns=True, of_rows=True)
+    assert config.row_sums == 16 * ROW_BLOCK.value
+    grid = geometry.grid(*shape, config, multiprocessors, 1, sums)
+    if grid.tiles <= config.resident * multiprocessors:
+        rows = config.row_sums // grid.tiles
+        assert grid.rows_per_range < rows + grid.block_rows  # whole blocks
+    few = geometry.grid(1024, 512, config, multiprocessors, 1, sums)
+    assert few == geometry.grid(1024, 512, config, multiprocessors)
 
 
 def test_offsets_turn_wide_in_time():

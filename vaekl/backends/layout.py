@@ -57,6 +57,18 @@ class Grid(NamedTuple):
     threads: int
 
 
+class Sums(NamedTuple):
+    """What is added up over programs."""
+
+    of_columns: bool  # along the batch; or all there is
+    of_rows: bool  # along an event
+
+
+#: Of kernels that write rows of sums.
+SUMS_OF_COLUMNS = Sums(True, False)
+NO_SUMS = Sums(False, False)
+
+
 @dataclass(frozen=True)
 class Config:
     """Block choice. One default; tests set others to reach every path with small inputs."""
@@ -70,6 +82,7 @@ class Config:
     programs: int | None = None  # in all; else what the device holds. Backward has one a tile
     threads: int = 128  # of a program: 8 elements of a full block each
     group: int = 16  # partial sums that a program adds up, as reduction.GROUP says
+    row_sums: int = 8192  # partial KLs that a program adds up, 16 times finish.ROW_BLOCK
 
 
 _config = Config()
@@ -199,9 +212,9 @@ def grid(
     config: Config,
     multiprocessors: int = MULTIPROCESSORS,
     channels: int = 1,
-    has_sums: bool = True,
+    sums: Sums = SUMS_OF_COLUMNS,
 ) -> Grid:
-    """Blocks as wide as the event up to a limit, wider where the batch is short. Sums: over rows.
+    """Blocks as wide as the event up to a limit, wider where the batch is short.
 
     One program alone has a block of one of two sizes: so few kernels serve all shapes.
     """
@@ -220,8 +233,11 @@ def grid(
     blocks = -(-batch // block_rows)
     programs = config.programs or config.resident * multiprocessors
     ranges = min(blocks, max(programs // tiles, 1))
-    if config.programs is None and has_sums:
-        ranges = _soonest(blocks, ranges, config.group)
+    if config.programs is None:
+        if sums.of_columns:
+            ranges = _soonest(blocks, ranges, config.group)
+        if sums.of_rows and tiles <= programs:  # the last program of a range adds up its rows
+            ranges = max(ranges, min(blocks, -(-batch * tiles // config.row_sums)))
     blocks_per_range = -(-blocks // ranges)
     each = -(-tiles // max(programs, 2))
     return Grid(

@@ -82,10 +82,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _grid(
-    view: layout.View, config: layout.Config, device: torch.device, has_sums: bool = True
+    view: layout.View, config: layout.Config, device: torch.device, sums: layout.Sums
 ) -> layout.Grid:
     of_device = _multiprocessors(device)
-    return layout.grid(view.batch, view.event, config, of_device, view.channels, has_sums)
+    return layout.grid(view.batch, view.event, config, of_device, view.channels, sums)
 
 
 def usual_config(dtype: torch.dtype) -> layout.Config:
@@ -153,7 +153,8 @@ class _ForwardPlan:
         view = arrangement.view
         per_row = spec.reduction == "none"
         has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
-        grid = _grid(view, usual_config(self.dtype), x.mu.device, has_sums)
+        sums = layout.Sums(of_columns=has_sums, of_rows=per_row)
+        grid = _grid(view, usual_config(self.dtype), x.mu.device, sums)
         column_sums = view.event if spec.mean_over == "batch" else 0
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
@@ -238,7 +239,7 @@ def backward(
     if not has_rows and (spec.mean_over != "batch" or upstream.kl_of_mean is None):
         arrangement = _as_one(arrangement, x, is_drawn)
     view = arrangement.view
-    grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, has_sums=False)
+    grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, layout.NO_SUMS)
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
     fixed = [
         *_size_args(view, unit, grid, spec, x.mu),
@@ -281,7 +282,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         (mu, logvar, _), _ = arranged(Operands(mu, logvar), None, batch_dims)
         return statistics(mu, logvar, batch_dims)
     view, unit = arrangement.view, _unit(arrangement.view, _dtypes(mu, logvar), False)
-    grid = _grid(view, statistics_config(), mu.device)
+    grid = _grid(view, statistics_config(), mu.device, layout.SUMS_OF_COLUMNS)
     fixed = [
         *LOGVAR_RANGE,
         view.batch,
