@@ -81,9 +81,9 @@ def phi_of_each(logvars: list[Tensor]) -> list[Tensor]:
     """Small ones in one go: the number of operations is what takes their time."""
     if len(logvars) < 2 or logvars[0].numel() > _SMALL:
         return [phi(v) for v in logvars]
-    values = phi(torch.cat([v.reshape(-1) for v in logvars]))
-    parts = values.split_with_sizes([v.numel() for v in logvars])
-    return [part.view(v.shape) for part, v in zip(parts, logvars)]
+    flat = [v if v.dim() == 1 else v.reshape(-1) for v in logvars]
+    parts = phi(torch.cat(flat)).split_with_sizes([v.numel() for v in logvars])
+    return [part if v.dim() == 1 else part.view(v.shape) for part, v in zip(parts, logvars)]
 
 
 def draw_noise(spec: Spec, x: Operands, source: Source) -> Tensor:
@@ -175,8 +175,9 @@ def _forward_in_blocks(
         kl = formulas.of_sum(spec, twice, batch, event).to(dtype)
     if spec.mean_over is not None:
         v = scale if spec.form == "logvar" else logvar(scale)
-        means = formulas.means(mu, v, spec.mean_over, dtype)
-        halves = (mean.reshape(-1).split(_block()) for mean in means)
+        found = formulas.means(spec._replace(batch_dims=1), mu, v, dtype)
+        means = torch.stack(found)
+        halves = (mean.reshape(-1).split(_block()) for mean in found)
         parts = [torch.addcmul(phi(v), m, m).sum() for m, v in zip(*halves)]
         kl_of_mean = torch.stack(parts).sum() * 0.5
     return Outputs(z, kl, kl_of_mean), means
@@ -190,7 +191,7 @@ def forward(spec: Spec, like: Operands) -> Forward:
         dtype = compute_dtype(*x)
         if spec.sample and x.eps is None:
             drawn = draw_noise(spec, x, source)
-            x = x._replace(eps=drawn.view(x.mu.shape))
+            x = x._replace(eps=formulas.shaped(drawn, x.mu, spec.batch_dims))
         found = _forward_in_blocks(spec, x, z_dtype) if _is_large(x) else None
         if found is None:
             found = formulas.outputs(spec, x, dtype, phi_of_each)
@@ -237,7 +238,7 @@ def backward(
         needs = needs._replace(eps=False)
 
     def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
-        x, found = formulas.with_noise(x, saved), None
+        x, found = formulas.with_noise(spec, x, saved), None
         if _is_large(x):
             out = [torch.empty_like(t) if n and t is not None else None for t, n in zip(x, needs)]
             if into is not None:

@@ -54,16 +54,26 @@ def _divide(total: Tensor, denominator: int | Tensor) -> Tensor:
     return (total.reshape(1) / denominator).reshape(())
 
 
+def shaped(noise: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
+    """Noise [B, D] as mu."""
+    return noise if mu.dim() == 2 and batch_dims == 1 else noise.view(mu.shape)
+
+
 def sample(m: Tensor, v: Tensor, noise: Tensor) -> Tensor:
     """z, in the dtype of m."""
     return torch.addcmul(m, (0.5 * v).exp_(), noise.to(m.dtype))
 
 
-def means(m: Tensor, v: Tensor, mean_over: str | None, dtype: torch.dtype) -> Tensor:
-    """Batch means of mu and logvar [B, D]: [2, D] for "batch", [2] for "all"."""
-    if mean_over == "batch":
-        return torch.stack([m.mean(0, dtype=dtype), v.mean(0, dtype=dtype)])
-    return torch.stack([m.mean(dtype=dtype), v.mean(dtype=dtype)])
+def means(
+    spec: Spec, m: Tensor, v: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of mu and logvar: [D] each for mean_over="batch", [] for "all"."""
+    if spec.mean_over == "all":
+        return m.mean(dtype=dtype), v.mean(dtype=dtype)
+    if m.dim() != 2 or spec.batch_dims != 1:  # a view takes as long as any small operation
+        shape = sizes(m.shape, spec.batch_dims)
+        m, v = m.reshape(shape), v.reshape(shape)
+    return m.mean(0, dtype=dtype), v.mean(0, dtype=dtype)
 
 
 def of_sum(spec: Spec, twice: Tensor, batch: int, event: int) -> Tensor:
@@ -83,8 +93,8 @@ def outputs(
         z = sample(m, v, noise)
     logvars = [] if spec.reduction is None else [v]
     if spec.mean_over is not None:
-        averages = means(m.reshape(batch, event), v.reshape(batch, event), spec.mean_over, dtype)
-        mean_m, mean_v = averages.reshape(2, -1).unbind()
+        mean_m, mean_v = means(spec, m, v)
+        averages = torch.stack([mean_m, mean_v])
         logvars.append(mean_v)
     phis = phi_of_each(logvars)
     if spec.mean_over is not None:
@@ -120,14 +130,15 @@ def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights
         if spec.reduction == "none":
             dkl = dkl.reshape(dkl.shape + (1,) * (mu.dim() - spec.batch_dims))
     if dkl_of_mean is not None:
-        averages, over_batch = saved.means, spec.mean_over == "batch"
-        if averages is None:
-            v = FORMS[spec.form].logvar(scale.to(dtype), spec.clamp).reshape(batch, event)
-            averages = means(mu.to(dtype).reshape(batch, event), v, spec.mean_over, dtype)
+        over_batch = spec.mean_over == "batch"
+        if saved.means is None:
+            logvar = FORMS[spec.form].logvar(scale.to(dtype), spec.clamp)
+            m, v = means(spec, mu.to(dtype), logvar)
+        else:
+            m, v = saved.means.unbind()
         h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
-        if over_batch:
-            averages = averages.reshape(2, *mu.shape[spec.batch_dims :])
-        m, v = averages.unbind()
+        if over_batch and mu.dim() - spec.batch_dims != 1:
+            m, v = (mean.reshape(mu.shape[spec.batch_dims :]) for mean in (m, v))
         of_mean = h * m, 0.5 * h * torch.expm1(v)
     return Weights(dz, dkl, of_mean)
 
@@ -167,9 +178,9 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
     return Gradients(d_mu, d_scale, d_eps)
 
 
-def with_noise(x: Operands, saved: Saved) -> Operands:
+def with_noise(spec: Spec, x: Operands, saved: Saved) -> Operands:
     """The noise that was given or drawn in place of eps."""
-    return x if saved.noise is None else x._replace(eps=saved.noise.view(x.mu.shape))
+    return x if saved.noise is None else x._replace(eps=shaped(saved.noise, x.mu, spec.batch_dims))
 
 
 def gradients(
@@ -183,7 +194,7 @@ def gradients(
     """None where not needed; differentiable unless those of mu and scale are written somewhere."""
     weighed = weights(spec, x, saved, upstream)
     is_theirs = into is not None and into.mu.dtype == compute_dtype(*x)  # partial sums, too
-    found = of_elements(spec, with_noise(x, saved), weighed, into if is_theirs else None)
+    found = of_elements(spec, with_noise(spec, x, saved), weighed, into if is_theirs else None)
     given = []
     for values, model, is_needed, target in zip(found, x, needs, (*(into or (None, None)), None)):
         if values is None or model is None or not is_needed:
@@ -191,7 +202,9 @@ def gradients(
         elif target is None:
             if values is upstream.z:  # no gradient may be the tensor that came in
                 values = values.clone()
-            values = like(values.expand(x.mu.shape), model, model.dtype)
+            if values.shape != x.mu.shape:
+                values = values.expand(x.mu.shape)
+            values = like(values, model, model.dtype)
         elif values is not target:
             values = target.copy_(values.expand(x.mu.shape))
         given.append(values)
