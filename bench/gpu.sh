@@ -11,7 +11,7 @@
 # where compiling is slow, the suite and the device tests leave bench less than it could use.
 #
 # OUTDIR gets summary.txt (the machine, the table of steps), suite.log, gpu.log (device tests and
-# sanitizers), bench.log, and bench/ (JSON and plots): eight files. All are written as it goes.
+# sanitizers), bench.log, and bench/ (JSON and plots): nine files. All are written as it goes.
 #
 # Most of a first run goes to Triton, which compiles each kernel variant on first use. The suite
 # has 542 of them (counted on a CPU; 250 took 83 s to compile for sm_90, one after another), hence
@@ -148,6 +148,9 @@ suite=("$root"/tests/{values/test_values,noise/test_{noise,determinism},gradient
 step suite "$out/suite.log" 210 "${pytest[@]}" "${parallel[@]}" "${few[@]}" "${suite[@]}"
 
 step gpu "$out/gpu.log" 150 "${pytest[@]}" "$root/tests/gpu"
+
+step training "$out/bench.log" 60 "$python" "$root/bench/training.py" --commit "$commit" \
+    --out "$out/bench/training-gpu.json" --seconds "$([[ $dry ]] && echo 0.1 || echo 5)"
 
 # The sanitizers, last, are left their time.
 sanitizers=0

@@ -16,6 +16,7 @@ from tables import (
     measured_on,
     peers,
     section,
+    trainings,
 )
 
 
@@ -29,8 +30,7 @@ def benchmarks(results: dict[str, Any]) -> str:
     parts += [peers(results[name]) for name in ("peers-gpu", "peers") if name in results]
     if "host" in results:
         parts.append(host(results["host"]))
-    if "training" in results:
-        parts.append(training(results["training"]))
+    parts += map(training, trainings(results))
     if "imports" in results:
         parts.append(imports(results["imports"]))
     if "codegen" in results:
@@ -85,12 +85,14 @@ def training(data: dict[str, Any]) -> str:
     text = f"""Forward, backward and Adam on one batch, in turns ({device["name"]}, torch
         {device["versions"]["torch"]}, commit {device["commit"]}, {device["date"]};
         `bench/training.py`): where a model computes for milliseconds, its loss is a small part."""
-    lines = [
-        [row["what"].rstrip("."), *(figure(row[name] * 1e3) for name in ("plain", "vaekl")),
-         gain(row)]
-        for row in data["rows"]
-    ]  # fmt: skip
-    headings = ["model", "plain, ms", "vaekl, ms", "gain"]
+    headings, lines = ["model"], [[row["what"].rstrip(".")] for row in data["rows"]]
+    for suffix, where in (("", ""), ("_graph", " in a graph")):
+        if f"plain{suffix}" in data["rows"][0]:
+            headings += [f"{name}{where}, ms" for name in ("plain", "vaekl")] + ["gain"]
+            for line, row in zip(lines, data["rows"]):
+                seconds = [row[name + suffix] for name in ("plain", "vaekl")]
+                line += ["" if each is None else figure(each * 1e3) for each in seconds]
+                line.append("" if None in seconds else gain(row, suffix))
     return section("A training step", text, markdown(headings, lines))
 
 

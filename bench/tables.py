@@ -10,7 +10,10 @@ import textwrap
 from typing import Any
 
 #: Files in the results folder that are not of bench/run.py.
-OTHERS = ("host", "imports", "codegen", "cpu-detail", "peers", "peers-gpu", "training", "model")
+OTHERS = (
+    "host", "imports", "codegen", "cpu-detail", "model",
+    "peers", "peers-gpu", "training", "training-gpu",
+)  # fmt: skip
 MODE = "forward+backward"
 #: Rows and columns of README's table: a small batch, a large one, latents of images.
 SHOWN = ("128x20 fp32", "4096x512 fp32", "16x4x64x64 fp32")
@@ -58,10 +61,9 @@ def speed(results: dict[str, Any]) -> str:
     unmeasured = "" if any(is_gpu(data) for data in found.values()) else NO_GPU
     parts = [] if found else [unmeasured]
     of_steps = ""
-    if "training" in results:
-        gains = sorted(gain(row) for row in results["training"]["rows"])
-        of_steps = f" Whole training steps on {results['training']['device']['name']}: "
-        of_steps += f"{gains[0]} to {gains[-1]}."
+    for data in trainings(results):
+        gains = sorted(gain(row) for row in data["rows"])
+        of_steps += f" Whole training steps on {data['device']['name']}: {gains[0]} to {gains[-1]}."
     for data in found.values():
         threads = "" if is_gpu(data) else f"{data['device']['threads']} threads, "
         text = f"""{unmeasured} {data["device"]["name"]} ({threads}{data["device"]["date"]}),
@@ -73,9 +75,14 @@ def speed(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def gain(row: dict[str, Any]) -> str:
-    """How many times as fast a training step is with vaekl."""
-    return f"{row['plain'] / row['vaekl']:.2f}x"
+def trainings(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of bench/training.py, the GPU's first."""
+    return [results[name] for name in ("training-gpu", "training") if name in results]
+
+
+def gain(row: dict[str, Any], suffix: str = "") -> str:
+    """How many times as fast a training step is with vaekl; "_graph": in a CUDA graph."""
+    return f"{row['plain' + suffix] / row['vaekl' + suffix]:.2f}x"
 
 
 def devices(results: dict[str, Any]) -> dict[str, Any]:

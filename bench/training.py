@@ -19,11 +19,10 @@ from typing import Any
 
 import environment
 import providers
+import screen
+import tables
 import timing
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 from torch.distributions import NegativeBinomial
 from torch.nn import functional
@@ -162,15 +161,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each model (10)")
+    parser.add_argument("--commit", default="", help="what is measured, where git cannot say")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = [measure(kind, device, args.seconds) for kind in track(MODELS, "training steps")]
+    rows = [measure(kind, device, args.seconds) for kind in screen.track(MODELS, "training steps")]
     result = {"device": environment.describe(device), "rows": rows}
-    table = Table("model", "plain, ms", "vaekl, ms", "gain", title="A training step")
-    for row in rows:
-        gain = f"{row['plain'] / row['vaekl']:.2f}x"
-        table.add_row(row["model"], f"{row['plain'] * 1e3:.3f}", f"{row['vaekl'] * 1e3:.3f}", gain)
-    Console().print(table)
+    if args.commit:
+        result["device"]["commit"] = args.commit
+    shown = [
+        [row["model"], *(f"{row[name] * 1e3:.3f}" for name in ("plain", "vaekl")), tables.gain(row)]
+        for row in rows
+    ]
+    screen.table("A training step", ["model", "plain, ms", "vaekl, ms", "gain"], shown, words=1)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

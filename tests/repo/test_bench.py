@@ -217,12 +217,33 @@ def test_report_reads_gpu_results(bench, tmp_path):
     data = {"device": device, "copy_bytes_per_second": 100.0, "complete": False,
             "wrong": wrong, "rows": rows}  # fmt: skip
     (tmp_path / "a-gpu.json").write_text(json.dumps(data))
+    step = {"what": "A model.", "plain": 2e-3, "vaekl": 1e-3, "plain_graph": 3e-3,
+            "vaekl_graph": 1e-3}  # fmt: skip
+    slow = {**step, "what": "One that waits.", "plain_graph": None}
+    device["versions"] = {"torch": "2"}
+    (tmp_path / "training-gpu.json").write_text(
+        json.dumps({"device": device, "rows": [step, slow]})
+    )
     report = bench("report")
     results = report.load(tmp_path, tmp_path / "README.md")
     text = report.benchmarks(results)
     assert "Not yet measured" not in text + report.speed(results)
     assert "| c, vaekl-triton | 1 + 1 | 50% | 50% |  | 1.00 | 1.00 |" in text
     assert "results were wrong: compile (c)" in text
+    assert "| A model | 2.00 | 1.00 | 2.00x | 3.00 | 1.00 | 3.00x |" in text
+    assert "| One that waits | 2.00 | 1.00 | 2.00x |  | 1.00 |  |" in text
+    assert "Whole training steps on A GPU: 2.00x to 2.00x." in report.speed(results)
+
+
+def test_training_steps_are_measured(tmp_path):
+    """Of models whose KLs it has compared."""
+    printed = _run("training.py", "--seconds", "0.1", "--out", tmp_path / "training.json")
+    data = json.loads((tmp_path / "training.json").read_text())
+    assert data["device"]["kind"] in ("cpu", "cuda")
+    for row in data["rows"]:
+        assert row["model"] in printed
+        assert row["plain"] > 0
+        assert row["vaekl"] > 0
 
 
 def test_report_needs_a_place_for_what_there_is(bench):

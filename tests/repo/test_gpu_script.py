@@ -11,7 +11,7 @@ import torch
 from paths import BENCH, ROOT
 
 SCRIPT = BENCH / "gpu.sh"
-STEPS = ["machine", "install", "suite", "gpu", "bench", "memcheck"]
+STEPS = ["machine", "install", "suite", "gpu", "training", "bench", "memcheck"]
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("bash") or not shutil.which("timeout"), reason="needs bash and coreutils"
@@ -49,7 +49,7 @@ def test_every_step_runs_dry(tmp_path):
     assert "torch" in (out / "summary.txt").read_text()
     files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
     assert {"summary.txt", "suite.log", "gpu.log", "bench.log"} <= {str(path) for path in files}
-    assert len(files) <= 8
+    assert len(files) <= 9
     assert all(len(path.parts) <= 2 for path in files)
     assert any(path.suffix == ".json" for path in files)
 
