@@ -1,7 +1,7 @@
 """CPU code: memory by its address, and the blocks of a worker."""
 
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, types
+from numba.extending import intrinsic, register_jitable
 
 from .numeric import JIT
 
@@ -16,7 +16,8 @@ def _pointer(typingctx, address, like):
     return types.CPointer(like)(types.int64, like), generate
 
 
-@njit(**JIT)
+# These two are jitable: numba compiles what is njit anew for each literal that it is called with.
+@register_jitable(**JIT)
 def array_at(address, like, n):
     """n elements of what `like` is an example of."""
     return carray(_pointer(address, like), n)
@@ -57,7 +58,7 @@ def fetch_add(typingctx, address, index):
     return types.int64(types.int64, types.int64), generate
 
 
-@njit(**JIT)
+@register_jitable(**JIT)
 def block(work, i, n):
     """The first n elements of the i-th block of a worker's memory."""
     return array_at(work.ctypes.data + i * BLOCK * work.itemsize, work.dtype.type(0), n)
