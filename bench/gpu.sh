@@ -8,7 +8,7 @@
 # install vaekl into it. Without scipy or numba the tests that need them are skipped, without
 # matplotlib there are no plots. COMMIT names what is measured where git cannot say. BUDGET (520) is
 # the limit in seconds for all steps together. All but the first get no more than is left of it:
-# where compiling is slow, the suite and the device tests leave bench less than it could use.
+# where compiling is slow, the suite, the device tests and training steps leave bench less time.
 #
 # OUTDIR gets summary.txt (the machine, the table of steps), suite.log, gpu.log (device tests and
 # sanitizers), bench.log, and bench/ (JSON and plots): nine files. All are written as it goes.

@@ -10,12 +10,12 @@ from tables import (
     cpu_detail,
     devices,
     figure,
-    gain,
     is_gpu,
     markdown,
     measured_on,
     peers,
     section,
+    steps_table,
     trainings,
 )
 
@@ -85,15 +85,8 @@ def training(data: dict[str, Any]) -> str:
     text = f"""Forward, backward and Adam on one batch, in turns ({device["name"]}, torch
         {device["versions"]["torch"]}, commit {device["commit"]}, {device["date"]};
         `bench/training.py`): where a model computes for milliseconds, its loss is a small part."""
-    headings, lines = ["model"], [[row["what"].rstrip(".")] for row in data["rows"]]
-    for suffix, where in (("", ""), ("_graph", " in a graph")):
-        if f"plain{suffix}" in data["rows"][0]:
-            headings += [f"{name}{where}, ms" for name in ("plain", "vaekl")] + ["gain"]
-            for line, row in zip(lines, data["rows"]):
-                seconds = [row[name + suffix] for name in ("plain", "vaekl")]
-                line += ["" if each is None else figure(each * 1e3) for each in seconds]
-                line.append("" if None in seconds else gain(row, suffix))
-    return section("A training step", text, markdown(headings, lines))
+    heading = "A training step" + (" on a GPU" if is_gpu(data) else "")
+    return section(heading, text, markdown(*steps_table(data["rows"])))
 
 
 def model(data: dict[str, Any], found: dict[str, Any]) -> str:

@@ -60,11 +60,13 @@ def speed(results: dict[str, Any]) -> str:
     found = devices(results)
     unmeasured = "" if any(is_gpu(data) for data in found.values()) else NO_GPU
     parts = [] if found else [unmeasured]
-    of_steps = ""
-    for data in trainings(results):
-        gains = sorted(gain(row) for row in data["rows"])
-        of_steps += f" Whole training steps on {data['device']['name']}: {gains[0]} to {gains[-1]}."
     for data in found.values():
+        of_steps = ""
+        for steps in trainings(results):
+            if is_gpu(steps) == is_gpu(data):
+                slowest, fastest = (f(map(gain, steps["rows"])) for f in (min, max))
+                of_steps = f""" Whole training steps on {steps["device"]["name"]}:
+                    {slowest:.2f}x to {fastest:.2f}x."""
         threads = "" if is_gpu(data) else f"{data['device']['threads']} threads, "
         text = f"""{unmeasured} {data["device"]["name"]} ({threads}{data["device"]["date"]}),
             forward + backward, both KLs: median ms and, in brackets, how many times as fast as
@@ -80,9 +82,23 @@ def trainings(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [results[name] for name in ("training-gpu", "training") if name in results]
 
 
-def gain(row: dict[str, Any], suffix: str = "") -> str:
-    """How many times as fast a training step is with vaekl; "_graph": in a CUDA graph."""
-    return f"{row['plain' + suffix] / row['vaekl' + suffix]:.2f}x"
+def gain(row: dict[str, Any]) -> float:
+    """How many times as fast a training step is with vaekl."""
+    return float(row["plain"] / row["vaekl"])
+
+
+def steps_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of bench/training.py's results; in a CUDA graph where there are some."""
+    headings, lines = ["model"], [[row["what"].rstrip(".")] for row in rows]
+    for suffix, where in (("", ""), ("_graph", " in a graph")):
+        if f"plain{suffix}" not in rows[0]:
+            continue
+        headings += [f"{name}{where}, ms" for name in ("plain", "vaekl")] + ["gain"]
+        for line, row in zip(lines, rows):
+            plain, fused = row["plain" + suffix], row["vaekl" + suffix]
+            line += ["" if seconds is None else figure(seconds * 1e3) for seconds in (plain, fused)]
+            line.append("" if None in (plain, fused) else f"{plain / fused:.2f}x")
+    return headings, lines
 
 
 def devices(results: dict[str, Any]) -> dict[str, Any]:

@@ -168,11 +168,8 @@ def main() -> None:
     result = {"device": environment.describe(device), "rows": rows}
     if args.commit:
         result["device"]["commit"] = args.commit
-    shown = [
-        [row["model"], *(f"{row[name] * 1e3:.3f}" for name in ("plain", "vaekl")), tables.gain(row)]
-        for row in rows
-    ]
-    screen.table("A training step", ["model", "plain, ms", "vaekl, ms", "gain"], shown, words=1)
+    headings, lines = tables.steps_table(rows)
+    screen.table("A training step", headings, lines, words=1, width=160)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

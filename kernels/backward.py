@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .gaussian import divide, exp_terms, expm1
 from .philox import normal_tile
-from .tile import columns, event_tile, in_columns, offsets, program, strides
+from .tile import columns, event_tile, fit, in_columns, offsets, program, strides
 
 
 @triton.jit(
@@ -124,7 +124,7 @@ def backward_kernel(
             if p_dkl_of_mean is not None:
                 b_dmu += b_dmu_of_mean
             o_dmu = offsets(o_row, o_col, inner, dmu_row, dmu_outer, dmu_inner, SPLIT_EVENT, UNIT)
-            tl.store(p_dmu + o_dmu, b_dmu, m_tile)
+            tl.store(p_dmu + o_dmu, fit(b_dmu, p_dmu), m_tile)
 
         if p_dscale is not None or p_deps is not None:
             o_scale = offsets(
@@ -154,10 +154,10 @@ def backward_kernel(
             o_dscale = offsets(
                 o_row, o_col, inner, dscale_row, dscale_outer, dscale_inner, SPLIT_EVENT, UNIT
             )
-            tl.store(p_dscale + o_dscale, b_dscale, m_tile)
+            tl.store(p_dscale + o_dscale, fit(b_dscale, p_dscale), m_tile)
 
         if p_deps is not None:
             o_deps = offsets(
                 o_row, o_col, inner, deps_row, deps_outer, deps_inner, SPLIT_EVENT, UNIT
             )
-            tl.store(p_deps + o_deps, b_dz * b_std, m_tile)
+            tl.store(p_deps + o_deps, fit(b_dz * b_std, p_deps), m_tile)

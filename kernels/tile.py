@@ -2,7 +2,8 @@
 
 Every tensor is seen as [row, outer, inner]: row is the flat sample index b, and column j of an
 event lies at (j // inner) stride_outer + (j % inner) stride_inner. SPLIT is False where one
-stride (stride_inner) describes the whole event.
+stride (stride_inner) describes the whole event. Samples that follow each other may be handed over
+as one row, where nothing is asked of rows or columns.
 
 D, inner, and row and outer strides come divided by UNIT, the largest power of 2 that divides all of
 them, up to 16 bytes: so it is known when the kernel compiles that rows begin and end there, and a
@@ -33,6 +34,17 @@ def offsets(
     else:
         o_event = o_col * stride_inner
     return (o_row * UNIT)[:, None] * stride_row + o_event[None, :]
+
+
+@triton.jit
+def fit(values, pointer):
+    """Values as they can be stored there: Triton's interpreter makes nonsense of float64 on its way
+    to bfloat16.
+    """
+    if values.dtype == tl.float64:
+        if pointer.dtype.element_ty == tl.bfloat16:
+            values = values.to(tl.float32)
+    return values
 
 
 @triton.jit

@@ -64,6 +64,17 @@ def test_blocks_are_the_whole(options, batch_dims, reduction, mean_over, storage
     assert (blocks.count > 13) == (storage is not PACKED or batch_dims == 1)
 
 
+@pytest.mark.parametrize("size", [20, 1000])
+@pytest.mark.parametrize("batch_dims", [1, 2])
+def test_results_may_be_written_to(batch_dims, size, monkeypatch):
+    """Autograd lets nobody write to a view that a Function gives."""
+    Blocks(monkeypatch, size)
+    mu, logvar = (t.requires_grad_() for t in make_inputs((5, 13, 4)))
+    options = {"reduction": "none", "batch_dims": batch_dims, "backend": "eager"}
+    outputs = vaekl.reparameterize_kl(mu, logvar, **options)
+    sum(output.mul_(2.0).sum() for output in outputs).backward()
+
+
 def test_a_default_device_does_not_matter(monkeypatch):
     mu, logvar = make_inputs((5, 13))
     Blocks(monkeypatch, 20)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from vaekl.kernels.finish import ROW_BLOCK
+from vaekl.kernels.finish import ROW_BLOCK, scratch_parts
 from vaekl.kernels.reduction import GROUP
 
 from vaekl.backends import layout as geometry
@@ -70,18 +70,32 @@ def test_ranges_are_as_many_as_their_sums_allow():
     assert geometry.grid(2**20, 32, config).ranges > 900
 
 
-@pytest.mark.parametrize("shape", [(1024, 65536), (64, 65536), (5000, 20_000), (300, 100_000)])
-@pytest.mark.parametrize("multiprocessors", [16, 132])
+@pytest.mark.parametrize("shape", [(1024, 65536), (256, 65536), (5000, 20_000), (65536, 65536)])
+@pytest.mark.parametrize("multiprocessors", [132, 304])
 def test_rows_are_added_up_by_many_programs(shape, multiprocessors):
     """One that did it alone would read some thousand times one after the other."""
-    config, sums = geometry.Config(), geometry.Sums(of_columns=True, of_rows=True)
+    config = geometry.Config()
     assert config.row_sums == 16 * ROW_BLOCK.value
+    sums = geometry.Sums(of_columns=False, of_rows=True)
     grid = geometry.grid(*shape, config, multiprocessors, 1, sums)
-    if grid.tiles <= config.resident * multiprocessors:
-        rows = config.row_sums // grid.tiles
-        assert grid.rows_per_range < rows + grid.block_rows  # whole blocks
-    few = geometry.grid(1024, 512, config, multiprocessors, 1, sums)
-    assert few == geometry.grid(1024, 512, config, multiprocessors)
+    assert grid.rows_per_range < config.row_sums // grid.tiles + grid.block_rows  # whole blocks
+    # Column sums of each range take memory, too.
+    sums = geometry.Sums(of_columns=True, of_rows=True)
+    both = geometry.grid(*shape, config, multiprocessors, 1, sums)
+    usual = geometry.grid(*shape, config, multiprocessors)
+    assert usual.ranges < both.ranges <= grid.ranges
+    size = scratch_parts(both.walkers, both.ranges, shape[1], 0).size
+    assert size < 0.07 * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("shape", [(1024, 512), (2**24, 128), (4, 65536), (1, 7_600_000)])
+def test_rows_that_few_programs_add_up_change_nothing(shape):
+    for of_columns in (False, True):
+        one, other = (
+            geometry.grid(*shape, geometry.Config(), sums=geometry.Sums(of_columns, of_rows))
+            for of_rows in (False, True)
+        )
+        assert one == other
 
 
 def test_offsets_turn_wide_in_time():

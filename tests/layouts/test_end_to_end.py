@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import vaekl
+from vaekl import _plans
 from vaekl._spec import Operands, Spec
 from vaekl.backends import layout, strided
 from vaekl.testing import make_inputs, step
@@ -15,7 +16,7 @@ def one(mu, logvar, config=layout.Config()):  # noqa: B008
     """Are they read as one sample?"""
     spec = Spec(True, "batchmean", None, 1, "logvar", None, "triton")
     arrangement = strided.arrange_forward(spec, Operands(mu, logvar, None))
-    found = strided.end_to_end(arrangement, config)
+    found = strided.end_to_end(strided.in_memory_order(arrangement), config)
     assert found.view.batch * found.view.event == mu.numel()
     return found.view.batch == 1
 
@@ -42,11 +43,14 @@ def test_which_are_read_as_one():
     assert not one(mu[:100], logvar[:100])  # one program does it all
     assert not one(*make_inputs((400, 30)))  # of 32 columns
     assert not one(*(t[::2] for t in (mu, logvar)))
+    assert one(*make_inputs((200, 2, 4, 5)))
+    # Columns in the order of memory have their groups of noise in another.
+    assert not one(*make_inputs((200, 2, 4, 5), layout="channels_last"))
 
 
-def check(shape, upstream, device, *, layout="contiguous", **options):
+def check(shape, upstream, device, *, memory="contiguous", **options):
     """Values and gradients, of torch's operators and of noise that is the same."""
-    mu, logvar = make_inputs(shape, device=device, layout=layout)
+    mu, logvar = make_inputs(shape, device=device, layout=memory)
     if options.pop("number", False):
         logvar = NUMBER.to(device)
     if options.pop("given", False):
@@ -87,23 +91,46 @@ OPTIONS = {
     "over batch": {},  # as columns here
     "rows": {"reduction": "none", "kl_of_mean": False},  # forward has them; backward may not
 }
-WANTED = [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+WANTED = [(True, True, True), (True, True, False), (True, False, False), (False, True, False),
+          (False, False, True)]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", list(OPTIONS))
-@pytest.mark.parametrize("upstream", WANTED, ids=str)
+CASES = [
+    (options, upstream)
+    for options, chosen in OPTIONS.items()
+    for upstream in WANTED
+    if chosen.get("kl_of_mean", True) or not upstream[2]
+]
+
+
+@pytest.mark.parametrize(("options", "upstream"), CASES, ids=str)
 @pytest.mark.parametrize("shape", [(9, 12), (7, 5)])
 def test_several_programs(shape, upstream, options, many_programs, device):
     """5 columns have two groups of noise each, which are not those of rows end to end."""
-    chosen = OPTIONS[options]
-    if not chosen.get("kl_of_mean", True):
-        upstream = (*upstream[:2], False)
-    if not any(upstream):
-        upstream = (True, True, False)
-    check(shape, upstream, device, **chosen)
+    check(shape, upstream, device, **OPTIONS[options])
 
 
 @pytest.mark.parametrize("options", ["elbo", "over all", "over batch"])
 @pytest.mark.parametrize("shape", [(300, 20), (500, 10), (10, 20, 20)])
 def test_usual_blocks(shape, options, device):
     check(shape, (True, True, options != "elbo"), device, **OPTIONS[options])
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("upstream", [(True, True, False), (True, True, True)], ids=str)
+@pytest.mark.parametrize("options", ["elbo", "over all", "over batch"])
+@pytest.mark.parametrize("shape", [(130, 2, 4, 5), (40, 4, 6, 6)])
+def test_images(shape, options, upstream, memory, device):
+    """Upstream gradients are contiguous, outputs as the inputs."""
+    check(shape, upstream, device, memory=memory, **OPTIONS[options])
+
+
+@pytest.mark.parametrize("mean_over", ["batch", "all"])
+@pytest.mark.parametrize("event", [21, 64])
+def test_rows_of_many_programs(mean_over, event, device):
+    """Several programs for each range of rows, and more ranges than the device holds."""
+    config = layout.Config(tile=32, max_cols=8, small=0, resident=1, row_sums=16)
+    grid = layout.grid(70, event, config, sums=layout.Sums(of_columns=False, of_rows=True))
+    assert grid.ranges * grid.tiles > layout.MULTIPROCESSORS or event == 21
+    with _plans.use_config(config):
+        check((70, event), (True, True, True), device, reduction="none", mean_over=mean_over)

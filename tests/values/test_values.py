@@ -140,6 +140,7 @@ def test_dtypes(dtype, given, storage, backend, many_programs, device):
         (torch.float32, torch.float64, torch.float32),
         (torch.float32, torch.float32, torch.float64),
         (torch.float16, torch.float16, torch.float32),
+        (torch.bfloat16, torch.float64, torch.bfloat16),
     ],
 )
 def test_mixed_dtypes_promote_as_torch_does(dtypes, backend, device):

@@ -158,19 +158,20 @@ def _forward_in_blocks(
     def logvar(part: Tensor) -> Tensor:
         return FORMS[spec.form].values(part.to(dtype), spec.clamp)
 
-    shape = (batch,) if per_sample else ()
+    shape = x.mu.shape[: spec.batch_dims] if per_sample else ()
     twice = torch.zeros(shape, dtype=torch.float64, device=x.mu.device)
+    by_sample = twice.view(-1)
     for row, column in _blocks(batch, event):
         m, v = mu[row, column].to(dtype), logvar(scale[row, column])
         if z_flat is not None:
             z_flat[row, column] = formulas.sample(m, v, noise[row, column])
         if per_sample:
-            twice[row] += torch.addcmul(phi(v), m, m).sum(1)
+            by_sample[row] += torch.addcmul(phi(v), m, m).sum(1)
         elif spec.reduction is not None:
             twice += torch.addcmul(phi(v), m, m).sum()
     kl = kl_of_mean = means = None
     if per_sample:
-        kl = (0.5 * twice).to(dtype).view(x.mu.shape[: spec.batch_dims])
+        kl = (0.5 * twice).to(dtype)
     elif spec.reduction is not None:
         kl = formulas.of_sum(spec, twice, batch, event).to(dtype)
     if spec.mean_over is not None:

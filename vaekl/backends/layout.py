@@ -173,6 +173,7 @@ def end_to_end(view: View, config: Config) -> View:
     if (
         view.strides != ends
         or view.split
+        or view.channels > 1
         or 8 * idle <= view.event
         or _power_of_2(view.batch) * columns <= config.small
     ):
@@ -236,8 +237,11 @@ def grid(
     if config.programs is None:
         if sums.of_columns:
             ranges = _soonest(blocks, ranges, config.group)
-        if sums.of_rows and tiles <= programs:  # the last program of a range adds up its rows
-            ranges = max(ranges, min(blocks, -(-batch * tiles // config.row_sums)))
+        if sums.of_rows and 1 < tiles <= programs:  # the last program of a range adds up its rows
+            short = min(blocks, -(-batch * tiles // config.row_sums))
+            if sums.of_columns:  # which every range leaves, too, and scratch has to hold
+                short = min(short, batch // 32, config.group**2)
+            ranges = max(ranges, short)
     blocks_per_range = -(-blocks // ranges)
     each = -(-tiles // max(programs, 2))
     return Grid(

@@ -138,11 +138,11 @@ def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
     return [view.split, unit, view.channels, view.wide, _TRITON_DTYPES[dtype]]
 
 
-def _as_one(arrangement: Arrangement, x: Operands, is_drawn: bool) -> Arrangement:
+def _as_one(arrangement: Arrangement, is_drawn: bool) -> Arrangement:
     """Without rows, where nothing is asked of rows or columns; noise has groups of 4 columns."""
-    if is_drawn and x.eps is None and arrangement.view.event % 4:
+    if is_drawn and arrangement.view.event % 4:
         return arrangement
-    return end_to_end(arrangement, usual_config(compute_dtype(*x)))
+    return end_to_end(arrangement, layout.current_config())
 
 
 class _ForwardPlan:
@@ -222,7 +222,7 @@ def forward(spec: Spec, x: Operands) -> Forward:
         return forward_of_copies(spec, forward)
     arrangement = in_memory_order(arrangement)
     if spec.reduction != "none" and spec.mean_over != "batch":
-        arrangement = _as_one(arrangement, x, spec.sample)
+        arrangement = _as_one(arrangement, spec.sample and x.eps is None)
     return _ForwardPlan(spec, arrangement, x)
 
 
@@ -237,7 +237,7 @@ def backward(
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     has_rows = spec.reduction == "none" and upstream.kl is not None
     if not has_rows and (spec.mean_over != "batch" or upstream.kl_of_mean is None):
-        arrangement = _as_one(arrangement, x, is_drawn)
+        arrangement = _as_one(arrangement, is_drawn)
     view = arrangement.view
     grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, layout.NO_SUMS)
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
