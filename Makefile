@@ -102,7 +102,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 codegen: $(VENV)/.installed
-	$(BIN)/python bench/codegen.py --targets sm_80 sm_90 sm_100 gfx942
+	$(BIN)/python bench/codegen.py --targets sm_80 sm_89 sm_90 sm_100 gfx942
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) .venv-torch-* build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

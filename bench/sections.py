@@ -19,6 +19,8 @@ from tables import (
     trainings,
 )
 
+from vaekl.backends import layout
+
 
 def benchmarks(results: dict[str, Any]) -> str:
     """All devices' tables, host overhead and code generation, each if there is a file of it."""
@@ -34,7 +36,7 @@ def benchmarks(results: dict[str, Any]) -> str:
     if "imports" in results:
         parts.append(imports(results["imports"]))
     if "codegen" in results:
-        parts.append(codegen(results["codegen"]))
+        parts += [codegen(results["codegen"]), occupancy(results["codegen"])]
     if "model" in results:
         parts.append(model(results["model"], found))
     return "\n\n".join(parts)
@@ -77,6 +79,48 @@ def codegen(data: dict[str, Any]) -> str:
         per element in the main loop. All variants: `make codegen`."""
     lines = [[name, *(cells.get(name, "") for cells in shown.values())] for name in names]
     return section("Machine code", text, markdown(["kernel", *shown], lines))
+
+
+#: A GPU of each target: its multiprocessors, and threads that one holds at most (data sheets).
+GPUS = {
+    "sm_90": ("H100 SXM", 132, 2048),
+    "sm_100": ("B200", 148, 2048),
+    "sm_89": ("RTX 4090", 128, 1536),
+    "gfx942": ("MI300X", 304, 2048),
+}
+PROGRAM = 128  # threads
+
+
+def resident(target: str, registers: int, threads: int) -> int:
+    """Programs that a multiprocessor has registers for; they are given out in eights."""
+    registers = -(-registers // 8) * 8
+    # 64K of 32 bits on NVIDIA; AMD's have 512 for each lane of 4 SIMDs of 64.
+    all_registers = 4 * 64 * 512 if target.startswith("gfx") else 2**16
+    return min(all_registers // (registers * PROGRAM), threads // PROGRAM)
+
+
+def occupancy(data: dict[str, Any]) -> str:
+    """Programs that a launch has, and those that devices hold."""
+    config = layout.Config()
+    lines = []
+    for target, (name, multiprocessors, threads) in GPUS.items():
+        holds = [
+            str(multiprocessors * resident(target, row["registers"], threads))
+            for kernel in ("forward", "backward")
+            for row in data["rows"]
+            if row["kernel"] == kernel and row["target"] == target
+            and row["variant"] == "fp32 many kl=batchmean of_mean=batch z"
+        ]  # fmt: skip
+        if holds:
+            lines.append(
+                [f"{name}, {target}", str(multiprocessors),
+                 str(config.resident * multiprocessors), *holds]
+            )  # fmt: skip
+    text = f"""Of a large batch a launch has {config.resident} programs for each multiprocessor of
+        the device at hand, as many as H100's registers hold of forward fp32. Beside it: what
+        devices hold, worked out from the machine code."""
+    headings = ["device", "multiprocessors", "programs", "forward holds", "backward holds"]
+    return section("Programs of a device", text, markdown(headings, lines))
 
 
 def training(data: dict[str, Any]) -> str:
