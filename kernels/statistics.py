@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 
 from .gaussian import exp_terms
-from .reduction import GROUP, arrive, column_sums_of_group, group_of, partial_sums
+from .reduction import GROUP, arrive, group_of, partial_sums
 from .tile import columns, offsets, program, strides
 
 SUMS = tl.constexpr(8)
+AT_ONCE = tl.constexpr(4)  # of them, as many as registers hold of a group
 
 
 @triton.jit
@@ -40,12 +41,15 @@ def counter_count(tiles, ranges):
 def _add_group(p_from, p_to, count, D, m_col, COLS: tl.constexpr):
     """Add [count, 8, D] up to [8, D], in the columns of a tile."""
     stride = tl.full([], SUMS, tl.int64) * D
-    for _ in tl.static_range(SUMS // 2):
-        b_sum, b_next = column_sums_of_group(p_from, D, stride, count, m_col, COLS)
-        tl.store(p_to + tl.arange(0, COLS), b_sum, m_col)
-        tl.store(p_to + D + tl.arange(0, COLS), b_next, m_col)
-        p_from += 2 * D
-        p_to += 2 * D
+    o_row = tl.arange(0, GROUP)
+    o_sum = tl.arange(0, AT_ONCE).to(tl.int64)[:, None] * D + tl.arange(0, COLS)[None, :]
+    m_tile = (o_row < count)[:, None, None] & m_col[None, None, :]
+    p_tile = p_from + (o_row.to(tl.int64) * stride)[:, None, None] + o_sum[None, :, :]
+    for _ in tl.static_range(SUMS // AT_ONCE):
+        b_parts = tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
+        tl.store(p_to + o_sum, tl.sum(b_parts, axis=0), m_col[None, :])
+        p_tile += AT_ONCE * D
+        p_to += AT_ONCE * D
 
 
 @triton.jit(
