@@ -88,7 +88,6 @@ GPUS = {
     "sm_89": ("RTX 4090", 128, 1536),
     "gfx942": ("MI300X", 304, 2048),
 }
-PROGRAM = 128  # threads
 
 
 def resident(target: str, registers: int, threads: int) -> int:
@@ -96,7 +95,8 @@ def resident(target: str, registers: int, threads: int) -> int:
     registers = -(-registers // 8) * 8
     # 64K of 32 bits on NVIDIA; AMD's have 512 for each lane of 4 SIMDs of 64.
     all_registers = 4 * 64 * 512 if target.startswith("gfx") else 2**16
-    return min(all_registers // (registers * PROGRAM), threads // PROGRAM)
+    of_program = layout.Config().threads
+    return min(all_registers // (registers * of_program), threads // of_program)
 
 
 def occupancy(data: dict[str, Any]) -> str:

@@ -64,7 +64,6 @@ class Sums(NamedTuple):
     of_rows: bool  # along an event
 
 
-#: Of kernels that write rows of sums.
 SUMS_OF_COLUMNS = Sums(True, False)
 NO_SUMS = Sums(False, False)
 
