@@ -44,14 +44,17 @@ def like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(model, dtype=dtype).copy_(values)
 
 
+def _with_axis(number: Tensor) -> Tensor:
+    """While torch.jit traces: torch's ONNX exporter makes float32 of numbers without an axis."""
+    return number if torch._C._get_tracing_state() is None else number.reshape(1)
+
+
 def _divide(total: Tensor, denominator: int | Tensor) -> Tensor:
     """A number by a size, which is a tensor while torch.jit traces."""
-    if torch._C._get_tracing_state() is None:
-        return total / denominator
     if isinstance(denominator, Tensor):
         denominator = denominator.to(total.dtype)
-    # By way of an axis: torch's ONNX exporter makes float32 of numbers that have none.
-    return (total.reshape(1) / denominator).reshape(())
+    quotient = _with_axis(total) / denominator
+    return quotient if quotient.dim() == total.dim() else quotient.reshape(total.shape)
 
 
 def shaped(noise: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
@@ -69,7 +72,7 @@ def means(
 ) -> tuple[Tensor, Tensor]:
     """Of mu and logvar: [D] each for mean_over="batch", [] for "all"."""
     if spec.mean_over == "all":
-        return m.mean(dtype=dtype), v.mean(dtype=dtype)
+        return _with_axis(m.mean(dtype=dtype)), _with_axis(v.mean(dtype=dtype))
     if m.dim() != 2 or spec.batch_dims != 1:  # a view takes as long as any small operation
         shape = sizes(m.shape, spec.batch_dims)
         m, v = m.reshape(shape), v.reshape(shape)
