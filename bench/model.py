@@ -41,7 +41,9 @@ def instructions() -> dict[str, float]:
 def seconds(case: cases.Case, of_element: dict[str, float]) -> dict[str, float]:
     """Of forward and backward with both KLs, and of their bytes alone."""
     config = layout.current_config()
-    grid = layout.grid(case.shape[0], case.elements // case.shape[0], config)
+    view = layout.rows(case.shape[0], case.elements // case.shape[0], 4)
+    view = layout.beside(view, config, is_drawn=True)
+    grid = layout.grid(view.rows, view.width, config)
     lanes = grid.tiles * grid.block_cols * grid.ranges * grid.rows_per_range
     iterations = grid.rows_per_range // grid.block_rows * -(-grid.tiles // grid.walkers)
     last = layout.rounds(grid.ranges, config.group) + (grid.walkers > 1)

@@ -26,8 +26,10 @@ SHAPES = {
     "one": (64, 20),
     "rows": (65536, 64),
     "cols": (4, 65536),
-    # Whose rows begin at 4 elements, not at 16.
+    # Whose rows begin at 4 elements, not at 16, and a few rows that lie beside each other.
     "d20": (65536, 20),
+    "d10": (65536, 10),
+    "d33": (65536, 33),
     "d700": (4096, 700),
 }
 
@@ -85,6 +87,8 @@ def subset() -> list[AnyVariant]:
         Variant("bf16", mean_over=None),
         Variant("fp32", "one"),
         Variant("fp32", "d20"),
+        Variant("bf16", "d10"),
+        Variant("fp64", "d33"),
         Variant("bf16", "d700"),
         Variant("fp32", "rows", reduction="none", mean_over="all"),
         Variant("fp32", "cols", reduction="none", clamp=True),
@@ -110,7 +114,7 @@ def matrix() -> list[AnyVariant]:
             continue  # differs from bf16 in conversions alone
         chosen[Variant(dtype, shape, reduction, mean_over)] = None
     for dtype in ("fp32", "bf16"):
-        for shape in ("d20", "d700"):
+        for shape in ("d10", "d20", "d33", "d700"):
             chosen[Variant(dtype, shape)] = None
         for shape in ("rows", "cols"):
             for reduction, mean_over in (("none", "batch"), ("batchmean", "all")):

@@ -20,11 +20,28 @@ import triton.language as tl
 
 from .gaussian import divide, exp_terms, expm1
 from .philox import normal_tile
-from .tile import columns, event_tile, fit, in_columns, offsets, program, strides
+from .tile import (
+    columns,
+    event_tile,
+    fit,
+    in_columns,
+    offsets,
+    program,
+    rows_of_columns,
+    strides,
+)
 
 
 @triton.jit(
-    do_not_specialize=["B", "D", "inner", "kl_denominator", "rows_per_range", "dkl_row"],
+    do_not_specialize=[
+        "B",
+        "D",
+        "inner",
+        "beside",
+        "kl_denominator",
+        "rows_per_range",
+        "dkl_row",
+    ],
     # autograd hands in scalars at any address; a variant for aligned ones would gain nothing.
     do_not_specialize_on_alignment=[
         "p_dkl",
@@ -49,6 +66,7 @@ def backward_kernel(
     B,
     D,  # in UNITs, like inner, and the row and outer strides
     inner,
+    beside,  # samples in a row, if BESIDE
     rows_per_range,
     kl_denominator,
     dkl_row,
@@ -63,6 +81,7 @@ def backward_kernel(
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
     LOGVAR: tl.constexpr,  # of the scale: functions of forms.py
     GRADIENT: tl.constexpr,
+    BESIDE: tl.constexpr,  # samples are beside each other
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
     CHANNELS: tl.constexpr,  # the order of columns
@@ -79,6 +98,10 @@ def backward_kernel(
     col = program(0, WIDE) * BLOCK_COLS
     o_col = col + tl.arange(0, BLOCK_COLS)
     m_col = o_col < D
+    width = D
+    if BESIDE:
+        width = beside * inner
+        b_rows = rows_of_columns(o_col, inner, beside, B, D)
     DRAW: tl.constexpr = p_dz is not None and p_dscale is not None and p_eps is None
 
     if DRAW:
@@ -91,6 +114,8 @@ def backward_kernel(
         h = tl.load(p_dkl_of_mean).to(DTYPE)
         if MEAN_OVER == "batch":
             o_place, m_place = event_tile(col, D, CHANNELS, BLOCK_COLS)
+            if BESIDE:
+                o_place, m_place = o_col % inner, b_rows > 0
             b_mean_mu = tl.load(p_means + o_place, m_place, 0.0)
             b_mean_logvar = tl.load(p_means + D + o_place, m_place, 0.0)
             b_mean_mu = in_columns(b_mean_mu, CHANNELS, BLOCK_COLS)
@@ -108,6 +133,8 @@ def backward_kernel(
         o_row = row + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < B
         m_tile = m_row[:, None] & m_col[None, :]
+        if BESIDE:
+            m_tile = o_row[:, None] < b_rows[None, :]
         if p_dkl is not None and PER_ROW:
             b_dkl = tl.load(p_dkl + o_row * dkl_row, m_row, 0.0).to(DTYPE)[:, None]
         if p_dz is not None:
@@ -138,7 +165,7 @@ def backward_kernel(
             if p_dz is not None:
                 if DRAW:
                     b_eps = normal_tile(
-                        seed, offset, o_row, col, D, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
+                        seed, offset, o_row, col, width, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
                     )
                 else:
                     o_eps = offsets(

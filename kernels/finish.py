@@ -15,7 +15,7 @@ from .reduction import (
     sum_of_group,
     sum_scalars,
 )
-from .tile import event_tile, in_event
+from .tile import event_tile, in_event, of_one_event
 
 ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
 
@@ -65,6 +65,22 @@ def column_means(
     tl.store(p_means + o_place, in_event(b_mean_mu, CHANNELS, COLS), m_place)
     tl.store(p_means + D + o_place, in_event(b_mean_logvar, CHANNELS, COLS), m_place)
     return tl.sum(tl.where(m_col, kl_terms(b_mean_mu, b_mean_logvar), 0.0))
+
+
+@triton.jit
+def event_means(
+    p_means, mu_sum, logvar_sum, B, D, inner, col, m_col,
+    EVENT_COLS: tl.constexpr, CHANNELS: tl.constexpr, DTYPE: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """``column_means``, of samples beside each other, too."""
+    if EVENT_COLS > 0:
+        mu_sum = of_one_event(mu_sum, inner, COLS, EVENT_COLS)
+        logvar_sum = of_one_event(logvar_sum, inner, COLS, EVENT_COLS)
+        m_col = tl.arange(0, EVENT_COLS) < D
+        share = column_means(p_means, mu_sum, logvar_sum, B, D, 0, m_col, 1, DTYPE, EVENT_COLS)
+    else:
+        share = column_means(p_means, mu_sum, logvar_sum, B, D, col, m_col, CHANNELS, DTYPE, COLS)
+    return share
 
 
 @triton.jit

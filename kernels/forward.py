@@ -18,11 +18,11 @@ work for it.
 import triton
 import triton.language as tl
 
-from .finish import ROW_BLOCK, add_ranges, column_means, finish
+from .finish import ROW_BLOCK, add_ranges, event_means, finish
 from .gaussian import exp_terms
 from .philox import normal_tile
 from .reduction import GROUP, arrive, row_sums
-from .tile import columns, offsets, program, strides
+from .tile import columns, offsets, program, rows_of_columns, strides
 
 
 @triton.jit(
@@ -33,6 +33,7 @@ from .tile import columns, offsets, program, strides
         "B",
         "D",
         "inner",
+        "beside",
         "kl_denominator",
         "rows_per_range",
         "n_tiles",
@@ -60,6 +61,7 @@ def forward_kernel(
     B,
     D,  # in UNITs, like inner, and the row and outer strides
     inner,
+    beside,  # samples in a row, if EVENT_COLS
     rows_per_range,
     kl_denominator,
     n_tiles,  # column tiles
@@ -77,6 +79,7 @@ def forward_kernel(
     WALKS: tl.constexpr,  # and each has several column tiles
     ROW_PARTS: tl.constexpr,  # row_parts of the walkers
     LOGVAR: tl.constexpr,  # of the scale: a function of forms.py
+    EVENT_COLS: tl.constexpr,  # that hold an event, of samples beside each other; else 0
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
     CHANNELS: tl.constexpr,  # the order of columns
@@ -90,6 +93,9 @@ def forward_kernel(
         inner = CHANNELS
     else:
         inner = columns(inner, UNIT, WIDE)
+    width = D
+    if EVENT_COLS > 0:
+        width = beside * inner
     i_walker = program(0, WIDE)
     i_range = program(1, WIDE)
     n_walkers = tl.num_programs(0)
@@ -119,13 +125,17 @@ def forward_kernel(
     for i_tile in range(i_walker, end_tile, n_walkers if WALKS else 1):
         col = i_tile * BLOCK_COLS
         o_col = col + tl.arange(0, BLOCK_COLS)
-        m_col = o_col < D
+        m_col = o_col < width
+        if EVENT_COLS > 0:
+            b_rows = rows_of_columns(o_col, inner, beside, B, D)
         if WALKS and KL_ROWS:
             tl.debug_barrier()  # each thread reads what others have left of the tile before
         for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
             o_row = row + tl.arange(0, BLOCK_ROWS)
             m_row = o_row < B
             m_tile = m_row[:, None] & m_col[None, :]
+            if EVENT_COLS > 0:
+                m_tile = o_row[:, None] < b_rows[None, :]
             o_mu = offsets(o_row, o_col, inner, mu_row, mu_outer, mu_inner, SPLIT_EVENT, UNIT)
             o_scale = offsets(
                 o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT, UNIT
@@ -150,7 +160,7 @@ def forward_kernel(
                     b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
                 else:
                     b_eps = normal_tile(
-                        seed, offset, o_row, col, D, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
+                        seed, offset, o_row, col, width, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
                     )
                 o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT, UNIT)
                 tl.store(p_z + o_z, b_mu + b_std * b_eps, m_tile)
@@ -169,9 +179,10 @@ def forward_kernel(
         if MEAN_OVER == "batch" and not SPLIT_ROWS:
             b_mu = tl.sum(b_mu_sum, axis=0)
             b_logvar = tl.sum(b_logvar_sum, axis=0)
-            of_mean_sum += column_means(
-                p_means, b_mu, b_logvar, B, D, col, m_col, CHANNELS, DTYPE, BLOCK_COLS
-            )
+            of_mean_sum += event_means(
+                p_means, b_mu, b_logvar, B, D, inner, col, m_col,
+                EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
+            )  # fmt: skip
             if WALKS:
                 b_mu_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
                 b_logvar_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
@@ -198,7 +209,7 @@ def forward_kernel(
         if SPLIT_ROWS:
             col = i_walker * BLOCK_COLS
             o_col = col + tl.arange(0, BLOCK_COLS)
-            m_col = o_col < D
+            m_col = o_col < width
             mu_sums, logvar_sums = of_mean_sum, logvar_sum
             if MEAN_OVER == "batch":
                 mu_sums, logvar_sums = tl.sum(b_mu_sum, axis=0), tl.sum(b_logvar_sum, axis=0)
@@ -209,8 +220,8 @@ def forward_kernel(
             is_last = n > 1
             while is_last & (n > 1):  # of pointers a loop may carry none: AMD's compiler fails
                 is_last, kl_sum, mu_sums, logvar_sums = add_ranges(
-                    p_sums + 3 * line, p_columns + 2 * line.to(tl.int64) * D, p_counter + line,
-                    i, n, D, col, m_col, (kl_sum, mu_sums, logvar_sums),
+                    p_sums + 3 * line, p_columns + 2 * line.to(tl.int64) * width, p_counter + line,
+                    i, n, width, col, m_col, (kl_sum, mu_sums, logvar_sums),
                     KL_TOTAL, MEAN_OVER, BLOCK_COLS,
                 )  # fmt: skip
                 line += n
@@ -218,9 +229,10 @@ def forward_kernel(
                 n = tl.cdiv(n, GROUP)
         if is_last:
             if SPLIT_ROWS and MEAN_OVER == "batch":
-                of_mean_sum = column_means(
-                    p_means, mu_sums, logvar_sums, B, D, col, m_col, CHANNELS, DTYPE, BLOCK_COLS
-                )
+                of_mean_sum = event_means(
+                    p_means, mu_sums, logvar_sums, B, D, inner, col, m_col,
+                    EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
+                )  # fmt: skip
             elif SPLIT_ROWS:
                 of_mean_sum, logvar_sum = mu_sums, logvar_sums
             finish(

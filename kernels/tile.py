@@ -10,6 +10,10 @@ them, up to 16 bytes: so it is known when the kernel compiles that rows begin an
 thread reads and writes so many columns at a time. Where noise is drawn, up to a group of it: eight
 elements of half precision would have to change threads for their noise.
 
+Short events may lie beside each other in a row of a tile, each in `inner` columns, of which it may
+leave the last ones idle: then o_row counts rows of `beside` samples, and strides are as if these
+were one event.
+
 Where channels come last in memory, so do they in the order of columns: column k is channel
 k % CHANNELS, of which there are a power of 2, at position k // CHANNELS. CHANNELS is 1 elsewhere.
 """
@@ -63,6 +67,22 @@ def places(o_col, D, CHANNELS: tl.constexpr):
     else:
         o_place = (o_col % CHANNELS) * (D // CHANNELS) + o_col // CHANNELS
     return o_place
+
+
+@triton.jit
+def rows_of_columns(o_col, inner, beside, B, D):
+    """How many rows a column has, where there are samples beside each other."""
+    o_sample = o_col // inner
+    m_col = (o_sample < beside) & (o_col % inner < D)
+    return tl.where(m_col, (B - o_sample + beside - 1) // beside, 0)
+
+
+@triton.jit
+def of_one_event(b_sums, inner, COLS: tl.constexpr, EVENT_COLS: tl.constexpr):
+    """Sums of columns, of samples beside each other, added up for each element of the event."""
+    o_place = tl.arange(0, COLS) % inner
+    m_tile = o_place[:, None] == tl.arange(0, EVENT_COLS)[None, :]
+    return tl.sum(tl.where(m_tile, b_sums[:, None], 0.0), axis=0)
 
 
 @triton.jit

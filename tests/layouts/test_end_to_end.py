@@ -3,13 +3,11 @@
 import pytest
 import torch
 
-import vaekl
+from steps import NUMBER, check_beside_eager
 from vaekl import _plans
 from vaekl._spec import Operands, Spec
 from vaekl.backends import layout, strided
-from vaekl.testing import make_inputs, step
-
-NUMBER = torch.tensor(0.3)
+from vaekl.testing import make_inputs
 
 
 def one(mu, logvar, config=layout.Config()):  # noqa: B008
@@ -48,40 +46,6 @@ def test_which_are_read_as_one():
     assert not one(*make_inputs((200, 2, 4, 5), layout="channels_last"))
 
 
-def check(shape, upstream, device, *, memory="contiguous", **options):
-    """Values and gradients, of torch's operators and of noise that is the same."""
-    mu, logvar = make_inputs(shape, device=device, layout=memory)
-    if options.pop("number", False):
-        logvar = NUMBER.to(device)
-    if options.pop("given", False):
-        options["eps"] = torch.randn(shape, device=device)
-    else:
-        options["seed"] = -3
-    of_z, of_kl, of_mean = upstream
-    of_rows = shape[:1] if options.get("reduction") == "none" else ()
-    upstream = [
-        torch.randn(shape, device=device) if of_z else None,
-        torch.randn(of_rows, device=device) if of_kl else None,
-        torch.tensor(1.3, device=device) if of_mean else None,
-    ]
-    if not options.get("kl_of_mean", True):
-        upstream.pop()
-    found, expected = (
-        step(
-            lambda m, v, b=backend: [
-                t for t in vaekl.reparameterize_kl(m, v, backend=b, **options) if t is not None
-            ],
-            (mu, logvar),
-            upstream,
-        )
-        for backend in ("triton", "eager")
-    )
-    for a, b in zip(found.outputs, expected.outputs, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=3e-6)
-    for a, b in zip(found.gradients, expected.gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
-
-
 OPTIONS = {
     "elbo": {"kl_of_mean": False},
     "sum": {"kl_of_mean": False, "reduction": "sum", "clamp": (-1.0, 0.5)},
@@ -107,13 +71,13 @@ CASES = [
 @pytest.mark.parametrize("shape", [(9, 12), (7, 5)])
 def test_several_programs(shape, upstream, options, many_programs, device):
     """5 columns have two groups of noise each, which are not those of rows end to end."""
-    check(shape, upstream, device, **OPTIONS[options])
+    check_beside_eager(shape, upstream, device, **OPTIONS[options])
 
 
 @pytest.mark.parametrize("options", ["elbo", "over all", "over batch"])
 @pytest.mark.parametrize("shape", [(300, 20), (500, 10), (10, 20, 20)])
 def test_usual_blocks(shape, options, device):
-    check(shape, (True, True, options != "elbo"), device, **OPTIONS[options])
+    check_beside_eager(shape, (True, True, options != "elbo"), device, **OPTIONS[options])
 
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
@@ -122,7 +86,7 @@ def test_usual_blocks(shape, options, device):
 @pytest.mark.parametrize("shape", [(130, 2, 4, 5), (40, 4, 6, 6)])
 def test_images(shape, options, upstream, memory, device):
     """Upstream gradients are contiguous, outputs as the inputs."""
-    check(shape, upstream, device, memory=memory, **OPTIONS[options])
+    check_beside_eager(shape, upstream, device, memory=memory, **OPTIONS[options])
 
 
 @pytest.mark.parametrize("mean_over", ["batch", "all"])
@@ -133,4 +97,6 @@ def test_rows_of_many_programs(mean_over, event, device):
     grid = layout.grid(70, event, config, sums=layout.Sums(of_columns=False, of_rows=True))
     assert grid.ranges * grid.tiles > layout.MULTIPROCESSORS or event == 21
     with _plans.use_config(config):
-        check((70, event), (True, True, True), device, reduction="none", mean_over=mean_over)
+        check_beside_eager(
+            (70, event), (True, True, True), device, reduction="none", mean_over=mean_over
+        )

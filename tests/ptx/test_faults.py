@@ -48,7 +48,7 @@ FAULTS = {
         RACE,
     ),
     "a column too many": (
-        "forward.py", "m_col = o_col < D", "m_col = o_col <= D",
+        "forward.py", "m_col = o_col < width", "m_col = o_col <= width",
         r"forward_kernel: out of bounds: 4 bytes at byte 588 of p_mu, which has 588, in "
         r"`@%p\d+ ld\.global.*forward\.py:\d+",
     ),

@@ -30,10 +30,21 @@ class View(NamedTuple):
     wide: bool  # an offset may pass 2^31
     #: Columns are in the order of memory: of so many channels the first position, then the next.
     channels: int = 1
+    #: Samples in a row, each in `inner` columns.
+    beside: int = 1
 
     @property
     def split(self) -> bool:
-        return self.inner != self.event
+        return self.inner != self.width
+
+    @property
+    def rows(self) -> int:
+        return -(-self.batch // self.beside)
+
+    @property
+    def width(self) -> int:
+        """Of a row, in columns."""
+        return self.event if self.beside == 1 else self.beside * self.inner
 
     def unit(self, most: int) -> int:
         """The largest power of 2 up to `most` that divides where rows begin and end."""
@@ -179,6 +190,25 @@ def end_to_end(view: View, config: Config) -> View:
         return view
     strides = tuple((0, 0, inner) for _, _, inner in ends)
     return view._replace(batch=1, event=size, inner=size, strides=strides)
+
+
+def beside(view: View, config: Config, is_drawn: bool) -> View:
+    """As many samples in a row as a block has room for, if more than a ninth of it would be idle
+    and fewer are then; else as it is. Noise that is drawn has groups of 4 columns.
+    """
+    alone = max(_power_of_2(view.event), 4)
+    columns = -(-view.event // 4) * 4 if is_drawn else view.event
+    most = config.max_cols // columns
+    if (
+        view.split
+        or view.channels > 1
+        or 8 * (alone - view.event) <= view.event
+        or most * alone <= config.max_cols
+        or _power_of_2(view.batch) * alone <= config.small
+    ):
+        return view
+    strides = tuple((most * row, row, inner) for row, _, inner in view.strides)
+    return view._replace(inner=columns, strides=strides, beside=most)
 
 
 def rows(batch: int, event: int, count: int) -> View:

@@ -132,6 +132,15 @@ def end_to_end(arrangement: Arrangement, config: layout.Config) -> Arrangement:
     return arrangement._replace(view=view, strides=strides)
 
 
+def beside(arrangement: Arrangement, config: layout.Config, is_drawn: bool) -> Arrangement:
+    """Of samples in one row, see ``layout.beside``."""
+    view = layout.beside(arrangement.view, config, is_drawn)
+    if view is arrangement.view:
+        return arrangement
+    strides = [(view.beside * row, row, inner) for row, _, inner in arrangement.strides]
+    return arrangement._replace(view=view, strides=strides)
+
+
 def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
     """Shape and strides of a contiguous tensor, for torch.empty_strided.
 

@@ -51,6 +51,7 @@ from .strided import (
     arrange_inputs,
     arranged,
     backward_of_copies,
+    beside,
     dense,
     end_to_end,
     forward_of_copies,
@@ -85,7 +86,7 @@ def _grid(
     view: layout.View, config: layout.Config, device: torch.device, sums: layout.Sums
 ) -> layout.Grid:
     of_device = _multiprocessors(device)
-    return layout.grid(view.batch, view.event, config, of_device, view.channels, sums)
+    return layout.grid(view.rows, view.width, config, of_device, view.channels, sums)
 
 
 def usual_config(dtype: torch.dtype) -> layout.Config:
@@ -115,12 +116,13 @@ def _dtypes(*tensors: Tensor | None) -> list[torch.dtype]:
 def _size_args(
     view: layout.View, unit: int, grid: layout.Grid, spec: Spec, mu: Tensor
 ) -> list[Any]:
-    """lo, hi, B, D, inner, rows_per_range, kl_denominator."""
+    """lo, hi, B, D, inner, beside, rows_per_range, kl_denominator."""
     return [
         *(spec.clamp or (0.0, 0.0)),
         view.batch,
         view.event // unit,
         view.inner // unit,
+        view.beside,
         grid.rows_per_range,
         kl_denominator(spec.reduction, *sizes(mu.shape, spec.batch_dims)),
     ]
@@ -138,11 +140,22 @@ def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
     return [view.split, unit, view.channels, view.wide, _TRITON_DTYPES[dtype]]
 
 
-def _as_one(arrangement: Arrangement, is_drawn: bool) -> Arrangement:
-    """Without rows, where nothing is asked of rows or columns; noise has groups of 4 columns."""
-    if is_drawn and arrangement.view.event % 4:
-        return arrangement
-    return end_to_end(arrangement, layout.current_config())
+def _in_full_rows(arrangement: Arrangement, has_columns: bool, is_drawn: bool) -> Arrangement:
+    """As one sample, or as several in a row, where nothing is asked of rows.
+
+    Columns have to stay apart, and groups of 4 of them for noise.
+    """
+    config = layout.current_config()
+    if not has_columns and not (is_drawn and arrangement.view.event % 4):
+        found = end_to_end(arrangement, config)
+        if found is not arrangement:
+            return found
+    return beside(arrangement, config, is_drawn)
+
+
+def _event_columns(view: layout.View, grid: layout.Grid) -> int:
+    """EVENT_COLS."""
+    return 0 if view.beside == 1 else triton.next_power_of_2(-(-grid.block_cols // view.beside))
 
 
 class _ForwardPlan:
@@ -155,7 +168,7 @@ class _ForwardPlan:
         has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
         sums = layout.Sums(of_columns=has_sums, of_rows=per_row)
         grid = _grid(view, usual_config(self.dtype), x.mu.device, sums)
-        column_sums = view.event if spec.mean_over == "batch" else 0
+        column_sums = view.width if spec.mean_over == "batch" else 0
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
         self.counter_count = counter_count(grid.walkers, grid.ranges)
@@ -173,6 +186,7 @@ class _ForwardPlan:
             grid.tiles > grid.walkers,
             row_parts(grid.walkers) if per_row else 1,
             FORMS[spec.form].logvar,
+            _event_columns(view, grid),
             *_flag_args(view, unit, self.dtype),
         ]
         self.launch = Launch(forward_kernel, grid, grid.walkers, fixed)
@@ -221,8 +235,9 @@ def forward(spec: Spec, x: Operands) -> Forward:
     if arrangement is None:
         return forward_of_copies(spec, forward)
     arrangement = in_memory_order(arrangement)
-    if spec.reduction != "none" and spec.mean_over != "batch":
-        arrangement = _as_one(arrangement, spec.sample and x.eps is None)
+    if spec.reduction != "none":
+        is_drawn = spec.sample and x.eps is None
+        arrangement = _in_full_rows(arrangement, spec.mean_over == "batch", is_drawn)
     return _ForwardPlan(spec, arrangement, x)
 
 
@@ -236,8 +251,9 @@ def backward(
     arrangement = in_memory_order(arrangement)
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     has_rows = spec.reduction == "none" and upstream.kl is not None
-    if not has_rows and (spec.mean_over != "batch" or upstream.kl_of_mean is None):
-        arrangement = _as_one(arrangement, is_drawn)
+    if not has_rows:
+        has_columns = spec.mean_over == "batch" and upstream.kl_of_mean is not None
+        arrangement = _in_full_rows(arrangement, has_columns, is_drawn)
     view = arrangement.view
     grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, layout.NO_SUMS)
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
@@ -248,6 +264,7 @@ def backward(
         spec.reduction == "none",
         spec.mean_over or "none",
         *FORMS[spec.form],
+        view.beside > 1,
         *_flag_args(view, unit, compute_dtype(*x)),
     ]
     launch = Launch(backward_kernel, grid, grid.tiles, fixed)
