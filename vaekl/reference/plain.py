@@ -1,0 +1,44 @@
+"""The plain torch code that users have today."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def torch_reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None = None,
+    *,
+    reduction: str = "batchmean",
+    mean_over: str = "batch",
+    batch_dims: int = 1,
+    clamp: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, kl, kl_of_mean) as people write them today: plain torch, autograd, the input's dtype."""
+    if clamp is not None:
+        logvar = torch.clamp(logvar, *clamp)
+    std = torch.exp(0.5 * logvar)
+    z = mu + std * (torch.randn_like(std) if eps is None else eps)
+
+    def elements(m: Tensor, v: Tensor) -> Tensor:
+        return -0.5 * (1 + v - m.pow(2) - v.exp())
+
+    rows = elements(mu, logvar)
+    if batch_dims < mu.dim():
+        rows = rows.flatten(batch_dims).sum(-1)
+    kl = {
+        "none": lambda: rows,
+        "sum": lambda: rows.sum(),
+        "batchmean": lambda: rows.mean(),
+        "mean": lambda: elements(mu, logvar).mean(),
+    }[reduction]()
+    if mean_over == "batch":
+        if batch_dims:  # no axes at all would be every axis to torch
+            axes = tuple(range(batch_dims))
+            mu, logvar = mu.mean(axes), logvar.mean(axes)
+        of_mean = elements(mu, logvar).sum()
+    else:
+        of_mean = elements(mu.mean(), logvar.mean())
+    return z, kl, of_mean
