@@ -44,6 +44,7 @@ class Variant(NamedTuple):
     sample: bool = True
     given: bool = False  # eps given
     clamp: bool = False
+    scale: str = "logvar"
     layout: str = "contiguous"  # "channels_last", "unaligned", "wide"
     upstream: tuple[bool, bool, bool] = (True, True, True)
     needs: tuple[bool, bool] = (True, True)
@@ -52,6 +53,7 @@ class Variant(NamedTuple):
     def name(self) -> str:
         """Readable, and unique."""
         flags = [name for name in ("given", "clamp") if getattr(self, name)]
+        flags += [f"scale={self.scale}"] if self.scale != "logvar" else []
         flags += [self.layout] if self.layout != "contiguous" else []
         outputs = [f"kl={self.reduction}"] if self.reduction else []
         outputs += [f"of_mean={self.mean_over}"] if self.mean_over else []
@@ -92,6 +94,8 @@ def subset() -> list[AnyVariant]:
         Variant("bf16", "d700"),
         Variant("fp32", "rows", reduction="none", mean_over="all"),
         Variant("fp32", "cols", reduction="none", clamp=True),
+        Variant("fp32", scale="std"),
+        Variant("bf16", scale="var", clamp=True),
         Variant("fp64"),
         Variant("fp32", given=True),
         Variant("fp16", sample=False, reduction="none", mean_over=None),
@@ -123,6 +127,8 @@ def matrix() -> list[AnyVariant]:
             chosen[Variant(dtype, "many", reduction, mean_over, sample=False)] = None
         for flag in ({"given": True}, {"clamp": True}, {"given": True, "clamp": True}):
             chosen[Variant(dtype, **flag)] = None
+        for scale, clamp in itertools.product(("log_std", "std", "var"), (False, True)):
+            chosen[Variant(dtype, scale=scale, clamp=clamp)] = None
         for layout in ("channels_last", "unaligned", "wide"):
             chosen[Variant(dtype, layout=layout)] = None
         for used in itertools.product((True, False), repeat=3):
@@ -180,7 +186,7 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
 
 
 def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor) -> None:
-    form = ("clamped", (-30.0, 20.0)) if variant.clamp else ("logvar", None)
+    form = variant.scale, (-30.0, 20.0) if variant.clamp else None
     terms = variant.sample, variant.reduction, variant.mean_over
     spec = Spec(*terms, 1, *form, "triton", variant.given)
     x = Operands(mu, logvar, eps if variant.given else None)

@@ -8,7 +8,7 @@ s = exp(l / 2), the means m', l' that forward kept, and n = B ("batch") or B D (
     kl_of_mean = sum k(m', l')     d/dm = m' / n        d/dl = (e^l' - 1) / (2 n)
 
     dmu     = dz + g_b m + h m' / n
-    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  dscale from it: ``forms``
+    dlogvar = (dz s eps + g_b (e^l - 1) + h (e^l' - 1) / n) / 2,  dscale: ``forms``
     deps    = dz s
 
 Saved by forward: mu, the scale (and eps if given) by reference, the noise key, the means. Reads mu,
@@ -18,7 +18,8 @@ scale, dz (and eps); writes what is asked for. A pointer that is None drops its 
 import triton
 import triton.language as tl
 
-from .gaussian import divide, exp_terms, expm1
+from .forms import inside
+from .gaussian import divide, expm1
 from .philox import normal_tile
 from .tile import (
     columns,
@@ -51,7 +52,7 @@ from .tile import (
 )
 def backward_kernel(
     p_mu,  # [B, D]
-    p_scale,  # [B, D], in the form of LOGVAR and GRADIENT
+    p_scale,  # [B, D], in the form of TERMS
     p_eps,  # [B, D], or None: drawn in forward, drawn again here
     p_dz,  # [B, D] or None
     p_dkl,  # [B] if PER_ROW, else [], or None
@@ -61,7 +62,7 @@ def backward_kernel(
     p_dmu,  # [B, D], or None: not wanted
     p_dscale,  # [B, D], or None
     p_deps,  # [B, D], or None
-    lo: tl.float64,  # bounds on logvar, for LOGVAR and GRADIENT
+    lo: tl.float64,  # bounds on logvar, if CLAMP
     hi: tl.float64,
     B,
     D,  # in UNITs, like inner, and the row and outer strides
@@ -79,8 +80,12 @@ def backward_kernel(
     deps_row, deps_outer, deps_inner,
     PER_ROW: tl.constexpr,
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
-    LOGVAR: tl.constexpr,  # of the scale: functions of forms.py
-    GRADIENT: tl.constexpr,
+    IDLE: tl.constexpr,  # of the scale: what forms.py has
+    LOGVAR: tl.constexpr,
+    TERMS: tl.constexpr,
+    OF_STD: tl.constexpr,
+    OF_LOGVAR: tl.constexpr,
+    CLAMP: tl.constexpr,  # logvar is bounded
     BESIDE: tl.constexpr,  # samples are beside each other
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
@@ -157,11 +162,11 @@ def backward_kernel(
             o_scale = offsets(
                 o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT, UNIT
             )
-            b_scale = tl.load(p_scale + o_scale, m_tile, 0.0).to(DTYPE)
-            b_std, b_expm1, _ = exp_terms(LOGVAR(b_scale, None, lo, hi))
+            b_scale = tl.load(p_scale + o_scale, m_tile, IDLE).to(DTYPE)
+            _, b_std, b_expm1, _ = TERMS(b_scale, None, lo, hi, CLAMP)
 
         if p_dscale is not None:
-            b_dlogvar = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
+            b_dscale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
             if p_dz is not None:
                 if DRAW:
                     b_eps = normal_tile(
@@ -172,12 +177,14 @@ def backward_kernel(
                         o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
                     )
                     b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
-                b_dlogvar += b_dz * (b_std * b_eps)
+                b_dscale += b_dz * (OF_STD(b_std) * b_eps)
             if p_dkl is not None:
-                b_dlogvar += b_dkl * b_expm1
+                b_dscale += b_dkl * OF_LOGVAR(b_expm1, b_std)
             if p_dkl_of_mean is not None:
-                b_dlogvar += b_dlogvar_of_mean
-            b_dscale = GRADIENT(0.5 * b_dlogvar, b_scale, lo, hi)
+                b_dscale += OF_LOGVAR(b_dlogvar_of_mean, b_std)
+            b_dscale = 0.5 * b_dscale
+            if CLAMP:
+                b_dscale = tl.where(inside(LOGVAR(b_scale), lo, hi), b_dscale, 0.0)
             o_dscale = offsets(
                 o_row, o_col, inner, dscale_row, dscale_outer, dscale_inner, SPLIT_EVENT, UNIT
             )

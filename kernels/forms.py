@@ -1,13 +1,19 @@
-"""Device code: the forms of a scale. A form says how the tensor beside mu gives logvar.
+"""Device code: the forms of a scale. A form says what the tensor beside mu is.
 
-``logvar(b_scale, m, lo, hi)``: logvar of a block. Outside of the mask m it is 0, so that nothing is
-added to sums; None where that does not matter.
+``idle``: the scale of N(0, 1), of which logvar is 0: what lanes without an element have.
+``logvar(b_scale)``: logvar of a block.
 
-``gradient(b_dlogvar, b_scale, lo, hi)``: the gradient of the scale from that of logvar. Where there
-is none it is 0, whatever came in.
+``terms(b_scale, m, lo, hi, CLAMP)``: logvar within [lo, hi] if CLAMP, exp(logvar / 2),
+exp(logvar) - 1 and phi(logvar); what is not used costs nothing. Outside of the mask m logvar is 0
+all the same, so that nothing is added to sums; None where that does not matter. A standard
+deviation or variance near 1 has its phi from its distance to 1: its logarithm would have lost
+digits.
 
-lo and hi are bounds on logvar, read by forms that have any. A kernel takes each function as a
-constexpr of its own: from within a tuple, Triton's cache would not see that one has changed.
+``of_std(b_std)``: what 2 eps dz is multiplied by for the gradient of the scale.
+``of_logvar(b_values, b_std)``: the values times dlogvar / dscale.
+
+A kernel takes each function as a constexpr of its own: from within a tuple, Triton's cache would
+not see that one has changed.
 """
 
 from typing import Any, NamedTuple
@@ -15,47 +21,209 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from . import coefficients
+from .gaussian import divide, exp_terms, polynomial
+
+LN_F32 = tl.constexpr(coefficients.LN_F32)
+LN_F64_LESS_FIRST = tl.constexpr(coefficients.LN_F64[:-1])
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+SQRT_TWO = tl.constexpr(1.4142135623730951)
+SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
+LN2_HIGH = tl.constexpr(0.693359375)  # 9 bits: an exponent times it is exact
+LN2_LOW = tl.constexpr(-2.12194440e-4)
+TINIEST = tl.constexpr(2.0**-126)  # of the normal numbers
+
 
 @triton.jit
-def same(b_scale, m, lo, hi):
-    """The scale is logvar."""
-    return b_scale
-
-
-@triton.jit
-def gradient_of_same(b_dlogvar, b_scale, lo, hi):
-    return b_dlogvar
-
-
-@triton.jit
-def clamped(b_scale, m, lo, hi):
-    """The scale is logvar before torch.clamp: NaN passes."""
-    b_lo = tl.full([], lo, b_scale.dtype)
-    b_hi = tl.full([], hi, b_scale.dtype)
-    b_logvar = tl.clamp(b_scale, b_lo, b_hi, propagate_nan=tl.PropagateNan.ALL)
+def clamped(b_logvar, m, lo, hi):
+    """torch.clamp: NaN passes."""
+    b_lo = tl.full([], lo, b_logvar.dtype)
+    b_hi = tl.full([], hi, b_logvar.dtype)
+    b_logvar = tl.clamp(b_logvar, b_lo, b_hi, propagate_nan=tl.PropagateNan.ALL)
     if m is not None:
         b_logvar = tl.where(m, b_logvar, 0.0)
     return b_logvar
 
 
 @triton.jit
-def gradient_of_clamped(b_dlogvar, b_scale, lo, hi):
-    """Between the bounds, of which an infinite one is none; 0 at them, too."""
-    b_lo = tl.full(b_scale.shape, lo, b_scale.dtype)
-    b_hi = tl.full(b_scale.shape, hi, b_scale.dtype)
-    m_above = (b_scale > b_lo) | (b_lo == float("-inf"))
-    m_below = (b_scale < b_hi) | (b_hi == float("inf"))
-    return tl.where(m_above & m_below, b_dlogvar, 0.0)
+def inside(b_logvar, lo, hi):
+    """Where clamp has a gradient: between the bounds, of which an infinite one is none."""
+    b_lo = tl.full(b_logvar.shape, lo, b_logvar.dtype)
+    b_hi = tl.full(b_logvar.shape, hi, b_logvar.dtype)
+    m_above = (b_logvar > b_lo) | (b_lo == float("-inf"))
+    m_below = (b_logvar < b_hi) | (b_hi == float("inf"))
+    return m_above & m_below
+
+
+@triton.jit
+def same(b_scale):
+    """The scale is logvar."""
+    return b_scale
+
+
+@triton.jit
+def twice(b_scale):
+    """The scale is the logarithm of the standard deviation."""
+    return 2.0 * b_scale
+
+
+@triton.jit
+def _of_logarithm(b_logvar, m, lo, hi, CLAMP: tl.constexpr):
+    if CLAMP:
+        b_logvar = clamped(b_logvar, m, lo, hi)
+    b_std, b_expm1, b_phi = exp_terms(b_logvar)
+    return b_logvar, b_std, b_expm1, b_phi
+
+
+@triton.jit
+def terms_of_logvar(b_scale, m, lo, hi, CLAMP: tl.constexpr):
+    return _of_logarithm(b_scale, m, lo, hi, CLAMP)
+
+
+@triton.jit
+def terms_of_log_std(b_scale, m, lo, hi, CLAMP: tl.constexpr):
+    return _of_logarithm(2.0 * b_scale, m, lo, hi, CLAMP)
+
+
+@triton.jit
+def _log_f32(b_x):
+    """log(x), and where 1/sqrt(2) < x < sqrt(2) also x - 1 - log(x), else 0."""
+    m_tiny = b_x < TINIEST
+    b_normal = tl.where(m_tiny, b_x * 16777216.0, b_x)
+    b_bits = b_normal.to(tl.int32, bitcast=True)
+    b_k = (b_bits - SQRT_HALF_BITS) >> 23
+    b_y = (b_bits - (b_k << 23)).to(tl.float32, bitcast=True) - 1.0
+    b_psi = b_y * b_y * (0.5 - b_y * polynomial(b_y, LN_F32))
+    b_n = tl.where(m_tiny, b_k - 24, b_k).to(tl.float32)
+    b_log = b_n * LN2_HIGH + (b_n * LN2_LOW + (b_y - b_psi))
+    return b_log, b_psi
+
+
+@triton.jit
+def _log_f64(b_x):
+    b_y = b_x - 1.0
+    b_s = b_y / (b_x + 1.0)
+    b_s2 = b_s * b_s
+    b_psi = b_s2 * (2.0 / (1.0 - b_s) - b_s * polynomial(b_s2, LN_F64_LESS_FIRST))
+    m_near = (b_x > SQRT_HALF) & (b_x < SQRT_TWO)
+    return tl.where(m_near, b_y - b_psi, tl.log(b_x)), b_psi
+
+
+@triton.jit
+def log_terms(b_x):
+    """log(x), and x - 1 - log(x) without cancellation near 1."""
+    if b_x.dtype == tl.float64:
+        b_log, b_psi = _log_f64(b_x)
+    else:
+        b_log, b_psi = _log_f32(b_x)
+    b_log = tl.where(b_x > 0.0, b_log, tl.where(b_x == 0.0, float("-inf"), float("nan")))
+    b_log = tl.where(b_x == float("inf"), b_x, b_log)
+    m_near = (b_x > SQRT_HALF) & (b_x < SQRT_TWO)
+    return b_log, tl.where(m_near, b_psi, b_x - 1.0 - b_log)
+
+
+@triton.jit
+def log_square(b_scale):
+    """The scale is the standard deviation."""
+    b_log, _ = log_terms(b_scale)
+    return 2.0 * b_log
+
+
+@triton.jit
+def log(b_scale):
+    """The scale is the variance."""
+    b_log, _ = log_terms(b_scale)
+    return b_log
+
+
+@triton.jit
+def _within(terms, m, lo, hi, CLAMP: tl.constexpr):
+    """Those of the bound where logvar is beyond it."""
+    b_logvar, b_std, b_expm1, b_phi = terms
+    if CLAMP:
+        b_bound = clamped(b_logvar, m, lo, hi)
+        m_beyond = b_bound != b_logvar
+        b_std_there, b_expm1_there, b_phi_there = exp_terms(b_bound)
+        b_std = tl.where(m_beyond, b_std_there, b_std)
+        b_expm1 = tl.where(m_beyond, b_expm1_there, b_expm1)
+        b_phi = tl.where(m_beyond, b_phi_there, b_phi)
+        b_logvar = b_bound
+    return b_logvar, b_std, b_expm1, b_phi
+
+
+@triton.jit
+def terms_of_std(b_scale, m, lo, hi, CLAMP: tl.constexpr):
+    b_far = b_scale - 1.0
+    b_log, b_psi = log_terms(b_scale)
+    b_expm1 = b_far * (b_scale + 1.0)
+    terms = (2.0 * b_log, b_scale, b_expm1, b_far * b_far + 2.0 * b_psi)
+    return _within(terms, m, lo, hi, CLAMP)
+
+
+@triton.jit
+def terms_of_var(b_scale, m, lo, hi, CLAMP: tl.constexpr):
+    b_log, b_psi = log_terms(b_scale)
+    if b_scale.dtype == tl.float64:
+        b_std = tl.sqrt(b_scale)
+    else:
+        b_std = tl.sqrt_rn(b_scale)
+    return _within((b_log, b_std, b_scale - 1.0, b_psi), m, lo, hi, CLAMP)
+
+
+@triton.jit
+def std_of_logvar(b_std):
+    return b_std
+
+
+@triton.jit
+def std_of_log_std(b_std):
+    return 2.0 * b_std
+
+
+@triton.jit
+def std_of_std(b_std):
+    return 2.0
+
+
+@triton.jit
+def reciprocal(b_x):
+    return divide(tl.full(b_x.shape, 1.0, b_x.dtype), b_x)
+
+
+@triton.jit
+def logvar_of_logvar(b_values, b_std):
+    return b_values
+
+
+@triton.jit
+def logvar_of_log_std(b_values, b_std):
+    return 2.0 * b_values
+
+
+@triton.jit
+def logvar_of_std(b_values, b_std):
+    return 2.0 * b_values * reciprocal(b_std)
+
+
+@triton.jit
+def logvar_of_var(b_values, b_std):
+    b_precision = reciprocal(b_std)  # its root: the one division of an element
+    return b_values * b_precision * b_precision
 
 
 class Form(NamedTuple):
-    """Device functions."""
+    """A number and device functions."""
 
+    idle: float
     logvar: Any
-    gradient: Any
+    terms: Any
+    of_std: Any
+    of_logvar: Any
 
 
 FORMS = {
-    "logvar": Form(same, gradient_of_same),
-    "clamped": Form(clamped, gradient_of_clamped),
+    "logvar": Form(0.0, same, terms_of_logvar, std_of_logvar, logvar_of_logvar),
+    "log_std": Form(0.0, twice, terms_of_log_std, std_of_log_std, logvar_of_log_std),
+    "std": Form(1.0, log_square, terms_of_std, std_of_std, logvar_of_std),
+    "var": Form(1.0, log, terms_of_var, reciprocal, logvar_of_var),
 }

@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 
 from .finish import ROW_BLOCK, add_ranges, event_means, finish
-from .gaussian import exp_terms
 from .philox import normal_tile
 from .reduction import GROUP, arrive, row_sums
 from .tile import columns, offsets, program, rows_of_columns, strides
@@ -43,7 +42,7 @@ from .tile import columns, offsets, program, rows_of_columns, strides
 )
 def forward_kernel(
     p_mu,  # [B, D]
-    p_scale,  # [B, D], in the form of LOGVAR
+    p_scale,  # [B, D], in the form of TERMS
     p_eps,  # [B, D], or None: drawn here
     p_z,  # [B, D], or None: not wanted
     p_kl,  # [B] if PER_ROW, else [], or None
@@ -56,7 +55,7 @@ def forward_kernel(
     seed: tl.int64,
     offset: tl.int64,
     key_on_device,
-    lo: tl.float64,  # bounds on logvar, for LOGVAR
+    lo: tl.float64,  # bounds on logvar, if CLAMP
     hi: tl.float64,
     B,
     D,  # in UNITs, like inner, and the row and outer strides
@@ -78,7 +77,9 @@ def forward_kernel(
     SPLIT_COLS: tl.constexpr,  # there are several walkers
     WALKS: tl.constexpr,  # and each has several column tiles
     ROW_PARTS: tl.constexpr,  # row_parts of the walkers
-    LOGVAR: tl.constexpr,  # of the scale: a function of forms.py
+    IDLE: tl.constexpr,  # of the scale: what forms.py has
+    TERMS: tl.constexpr,
+    CLAMP: tl.constexpr,  # logvar is bounded
     EVENT_COLS: tl.constexpr,  # that hold an event, of samples beside each other; else 0
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
@@ -141,9 +142,8 @@ def forward_kernel(
                 o_row, o_col, inner, scale_row, scale_outer, scale_inner, SPLIT_EVENT, UNIT
             )
             b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
-            b_scale = tl.load(p_scale + o_scale, m_tile, 0.0).to(DTYPE)
-            b_logvar = LOGVAR(b_scale, m_tile, lo, hi)
-            b_std, _, b_phi = exp_terms(b_logvar)
+            b_scale = tl.load(p_scale + o_scale, m_tile, IDLE).to(DTYPE)
+            b_logvar, b_std, _, b_phi = TERMS(b_scale, m_tile, lo, hi, CLAMP)
 
             b_terms = b_mu * b_mu + b_phi
             if KL_TOTAL:

@@ -90,7 +90,7 @@ class Spec(NamedTuple):
     mean_over: str | None
     batch_dims: int
     form: str  # of the scale: a name in the tables of forms that every backend has
-    clamp: tuple[float, float] | None  # bounds on logvar, where the form has any
+    clamp: tuple[float, float] | None  # bounds on logvar
     backend: str
     has_eps: bool = False
     packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
@@ -178,6 +178,7 @@ class ModuleOptions(TypedDict, total=False):
     reduction: str
     mean_over: str
     batch_dims: int | None
+    scale: str
     clamp: Clamp
     backend: str
 

@@ -18,6 +18,7 @@ from .backends.protocol import interpreting
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
+SCALES = ("logvar", "log_std", "std", "var")
 
 
 def tensor(name: str, value: Any) -> None:
@@ -237,14 +238,6 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> int | None:
             )
     number: int | None = seed
     return number
-
-
-def scale_form(
-    clamp: Any, inputs: tuple[Tensor, Tensor, Tensor | None]
-) -> tuple[str, tuple[float, float] | None]:
-    """The form of a scale, by its name in the backends' tables, and bounds on its logvar."""
-    bounds = clamp_bounds(clamp, inputs)
-    return ("logvar" if bounds is None else "clamped"), bounds
 
 
 def clamp_bounds(

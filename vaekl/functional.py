@@ -46,6 +46,7 @@ def reparameterize_kl(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    scale: str = "logvar",
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> ReparamKL:
@@ -61,8 +62,9 @@ def reparameterize_kl(
     Args:
         mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
             Strided, expanded and channels-last tensors are read in place.
-        logvar: Log variances, of a shape that broadcasts to mu's (one per dimension, [D], or per
-            sample, [B, 1], or a number for all), on its device. A tensor's gradient has its shape.
+        logvar: Log variances, or what ``scale`` says, of a shape that broadcasts to mu's (one per
+            dimension, [D], or per sample, [B, 1], or a number for all), on its device. A tensor's
+            gradient has its shape.
         reduction: Of kl. ``"none"``: one per sample, of shape ``mu.shape[:batch_dims]``;
             ``"sum"``; ``"batchmean"``: sum / B; ``"mean"``: sum / (B D).
         kl_of_mean: Whether to compute kl_of_mean; None is returned for it otherwise.
@@ -74,10 +76,14 @@ def reparameterize_kl(
         generator: Source of the noise, on mu's device. Default: torch's own.
         seed: Noise of this seed, −2⁶³ ≤ seed < 2⁶⁴: a pure function of (seed, b, d), as
             docs/noise.md says; no generator is touched. At most one of eps, generator and seed.
-        clamp: (lo, hi) bounds on logvar as in torch.clamp, for z and both KLs; the gradient of
-            logvar is 0 at the bounds and beyond (as torch.clamp's since torch 2.14, which before
-            was 1 at the bounds). None or infinity is no bound on that side; one too large for the
-            dtype of the KLs is infinite.
+        scale: What the second argument is: ``"logvar"`` l; ``"log_std"`` s, l = 2 s; ``"std"`` s,
+            l = 2 ln s; ``"var"`` v, l = ln v. Where s or v is 0 or less, the KLs are what torch
+            makes of its logarithm, inf or NaN; z takes any s as it is. kl_of_mean is of the means
+            of mu and l, whatever the form.
+        clamp: (lo, hi) bounds on l, in every form, as in torch.clamp, for z and both KLs; the
+            gradient of logvar is 0 at the bounds and beyond (as torch.clamp's since torch 2.14,
+            which before was 1 at the bounds). None or infinity is no bound on that side; one too
+            large for the dtype of the KLs is infinite.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -95,7 +101,7 @@ def reparameterize_kl(
     terms = Terms(True, reduction, mean_over if kl_of_mean else None)
     source = _of_torch if generator is None and seed is None else Source(generator, seed)
     given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
-    results: Any = compute(given, source, terms, batch_dims, clamp, backend)
+    results: Any = compute(given, source, terms, batch_dims, scale, clamp, backend)
     return ReparamKL(*results)
 
 
@@ -126,6 +132,7 @@ def reparameterize_kl_moments(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    scale: str = "logvar",
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> ReparamKL:
@@ -141,8 +148,8 @@ def reparameterize_kl_moments(
             float32 or float64.
         dim: The axis of moments that holds mu, then logvar; negative counts from the end.
         eps: As in :func:`reparameterize_kl`, of the shape of one half.
-        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, clamp, backend: As in
-            :func:`reparameterize_kl`; batch_dims counts axes of mu, which are those of moments.
+        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, scale, clamp, backend: As
+            in :func:`reparameterize_kl`; batch_dims counts axes of mu, which are those of moments.
 
     Returns:
         :class:`ReparamKL` (z, kl, kl_of_mean) as from :func:`reparameterize_kl`; z has the shape
@@ -158,7 +165,7 @@ def reparameterize_kl_moments(
     kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
     terms = Terms(True, reduction, mean_over if kl_of_mean else None)
     given, source = Packed(moments, dim, eps), Source(generator, seed)
-    results: Any = compute_moments(given, source, terms, batch_dims, clamp, backend)
+    results: Any = compute_moments(given, source, terms, batch_dims, scale, clamp, backend)
     return ReparamKL(*results)
 
 
@@ -169,6 +176,7 @@ def reparameterize(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    scale: str = "logvar",
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -180,7 +188,7 @@ def reparameterize(
     batch_dims = min(1, mu.dim()) if isinstance(mu, Tensor) else None
     given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
     source = Source(generator, seed)
-    z = compute(given, source, Terms(sample=True), batch_dims, clamp, backend)[0]
+    z = compute(given, source, Terms(sample=True), batch_dims, scale, clamp, backend)[0]
     return cast(Tensor, z)
 
 
@@ -190,6 +198,7 @@ def kl_loss(
     *,
     reduction: str = "batchmean",
     batch_dims: int | None = None,
+    scale: str = "logvar",
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -201,7 +210,7 @@ def kl_loss(
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     terms = Terms(reduction=reduction)
     given: Any = Operands(mu, logvar)  # type: ignore[arg-type]
-    kl = compute(given, _of_torch, terms, batch_dims, clamp, backend)[1]
+    kl = compute(given, _of_torch, terms, batch_dims, scale, clamp, backend)[1]
     return cast(Tensor, kl)
 
 
@@ -211,6 +220,7 @@ def kl_of_mean(
     *,
     mean_over: str = "batch",
     batch_dims: int | None = None,
+    scale: str = "logvar",
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -222,7 +232,7 @@ def kl_of_mean(
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     terms = Terms(mean_over=mean_over)
     given: Any = Operands(mu, logvar)  # type: ignore[arg-type]
-    of_mean = compute(given, _of_torch, terms, batch_dims, clamp, backend)[2]
+    of_mean = compute(given, _of_torch, terms, batch_dims, scale, clamp, backend)[2]
     return cast(Tensor, of_mean)
 
 
@@ -242,6 +252,7 @@ def compute(
     source: Source,
     terms: Terms,
     batch_dims: int | None,
+    scale: str,
     clamp: Clamp,
     backend: str,
 ) -> _ops.Results:
@@ -267,9 +278,8 @@ def compute(
         batch_dims = _validate.batch_dims(batch_dims, mu)
     if eps is not None or source[0] is not None or source[1] is not None:
         source = _checked(mu, eps, source)
-    form, bounds = "logvar", None
-    if clamp is not None:
-        form, bounds = _validate.scale_form(clamp, (mu, logvar, eps))
+    form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
+    bounds = None if clamp is None else _validate.clamp_bounds(clamp, (mu, logvar, eps))
     known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
     sample, reduction, mean_over = terms
@@ -284,6 +294,7 @@ def compute_moments(
     source: Source,
     terms: Terms,
     batch_dims: int | None,
+    scale: str,
     clamp: Clamp,
     backend: str,
 ) -> _ops.Results:
@@ -296,7 +307,8 @@ def compute_moments(
         half, other = halves(moments, dim)
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
     source = _checked(half, eps, source)
-    form, bounds = _validate.scale_form(clamp, (moments, moments, eps))
+    form = _validate.choice("scale", scale, _validate.SCALES)
+    bounds = _validate.clamp_bounds(clamp, (moments, moments, eps))
     road = _roads.road(moments, eps)
     backend = _validate.resolve_backend(backend, moments.device)
     spec = Spec(*terms, batch_dims, form, bounds, backend, eps is not None, dim)

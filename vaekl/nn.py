@@ -67,6 +67,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         kl_of_mean: bool = True,
         mean_over: str = "batch",
         batch_dims: int | None = None,
+        scale: str = "logvar",
         clamp: Clamp = None,
         backend: str = "auto",
         sample_in_eval: bool = False,
@@ -79,6 +80,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         self.kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
         self.mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
         self.batch_dims = batch_dims
+        self.scale = _validate.choice("scale", scale, _validate.SCALES)
         # Of Python's numbers, whatever was given: torch.compile takes those for constants.
         self.clamp: Clamp = None
         if clamp is not None:
@@ -112,6 +114,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
             Source(generator, seed),
             Terms(sample, self.reduction, self.mean_over if self.kl_of_mean else None),
             self.batch_dims,
+            self.scale,
             self.clamp,
             self.backend,
         )
@@ -133,6 +136,6 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
 
     def extra_repr(self) -> str:
         """The options, for print(module)."""
-        names = ("reduction", "kl_of_mean", "mean_over", "batch_dims", "clamp", "backend")
+        names = ("reduction", "kl_of_mean", "mean_over", "batch_dims", "scale", "clamp", "backend")
         shown = [f"{name}={getattr(self, name)!r}" for name in (*names, "sample_in_eval")]
         return ", ".join(shown)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends.layout import Config
-from .reference import Array, Oracle, to_numpy
+from .reference import SCALES, Array, Oracle, to_numpy
 
 #: Largest relative error of a KL, by the dtype of the computation.
 KL_BUDGET = {torch.float32: 5e-7, torch.float64: 1e-13}
@@ -200,7 +200,12 @@ def gradient_bounds(
         reduction=oracle.reduction,
         batch_dims=oracle.batch_dims,
         clamp=oracle.clamp,
+        scale=oracle.scale,
     )
+    with np.errstate(all="ignore"):
+        scale = SCALES[oracle.scale]
+        slope_of_logvar = np.abs(scale.slope(oracle.logvar))
+        slope_of_std = np.abs(scale.std_slope(oracle.logvar))
     upstream = [None if g is None else np.abs(to_numpy(g)) for g in (dz, dkl)]
     terms = absolute.gradients(upstream[0], None)
     if upstream[1] is not None:
@@ -218,16 +223,14 @@ def gradient_bounds(
         shape = event if oracle.mean_over == "batch" else ()
         terms["dmu"] = terms["dmu"] + (h * size_mu).reshape(shape)
         size = h * np.exp(mean_logvar) * np.maximum(size_logvar, np.abs(np.expm1(mean_logvar)))
-        terms["dlogvar"] = terms["dlogvar"] + 0.5 * size.reshape(shape)
+        terms["dlogvar"] = terms["dlogvar"] + 0.5 * size.reshape(shape) * slope_of_logvar
     exact = oracle.gradients(dz, dkl, dkl_of_mean)
     bounds = {}
     for name, values in exact.items():
         bound = 8 * unit(dtype) * terms[name] + 2 * unit(out_dtype) * np.abs(values)
         bounds[name] = bound + torch.finfo(out_dtype).smallest_normal * 2 * unit(out_dtype)
     if drawn and dz is not None:
-        noise = (
-            0.5 * np.abs(to_numpy(dz)) * np.exp(0.5 * oracle.posterior_logvar) * EPS_BUDGET[dtype]
-        )
+        noise = np.abs(to_numpy(dz)) * slope_of_std * EPS_BUDGET[dtype]
         bounds["dlogvar"] = bounds["dlogvar"] + noise
     return bounds
 

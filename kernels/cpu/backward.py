@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, types
 
-from .forms import logvar_of, to_gradient_of_scale
+from .forms import Terms, direct_terms, is_direct, logvar_of, slopes, to_gradient_of_scale
 from .gaussian import exp_terms
 from .memory import BLOCK, block, read
 from .numeric import JIT, KERNEL
@@ -17,10 +17,11 @@ from .tile import deliver, read_run, source, target
 from .walk import TILES, join, pieces, places, workspace
 
 # Blocks of a worker's memory.
-MU, SCALE, LOGVAR, EPS, DZ, DMU, DSCALE, DEPS = range(8)
-NOISE = 8
-DKL, OF_MU, OF_LOGVAR = range(NOISE + NOISE_BLOCKS, NOISE + NOISE_BLOCKS + 3)
-BUFFERS = OF_LOGVAR + 1
+MU, SCALE, LOGVAR, STD, EXPM1, PHI, EPS, DZ, DMU, DSCALE, DEPS = range(11)
+NOISE = 11
+OF_NOISE = PHI  # which backward has no use for
+DKL, OF_MU, OF_LOGVAR, SLOPE = range(NOISE + NOISE_BLOCKS, NOISE + NOISE_BLOCKS + 4)
+BUFFERS = SLOPE + 1
 
 
 class Tensors(NamedTuple):
@@ -89,6 +90,24 @@ def gradients(values, upstream, out):
         dmu[i] = z_mu + kl_mu + of_mu[i]
         dlogvar[i] = half * (z_logvar + kl_logvar) + of_logvar[i]
         deps[i] = z_eps
+
+
+@njit(**JIT)
+def gradients_of_terms(values, terms, of_noise, slope, upstream, out):
+    """The same, of terms that are there; of the scale itself in place of logvar."""
+    mu, _, eps = values
+    has_dz, dz, has_dkl, dkl, of_mu, of_logvar = upstream
+    dmu, dscale, deps = out
+    zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
+    for i in range(len(dmu)):
+        kl_mu = dkl[i] * mu[i] if has_dkl else zero
+        kl_scale = dkl[i] * (terms.expm1[i] * slope[i]) if has_dkl else zero
+        z_mu = dz[i] if has_dz else zero
+        z_scale = z_mu * (of_noise[i] * eps[i]) if has_dz else zero
+        of_mean = of_logvar[i] * slope[i] if of_logvar[i] != zero else zero
+        dmu[i] = z_mu + kl_mu + of_mu[i]
+        dscale[i] = half * (z_scale + kl_scale) + of_mean
+        deps[i] = z_mu * terms.std[i]
 
 
 @njit(**JIT)
@@ -167,18 +186,25 @@ def work(plan, space, tensors):
             b_mu = source(mu, place, block(own, MU, n)) if has_dkl else block(own, MU, n)
             b_dz = source(dz, place, block(own, DZ, n)) if has_dz else block(own, DZ, n)
             b_scale = source(scale, place, block(own, SCALE, n))
-            b_logvar = logvar_of(plan, b_scale, block(own, LOGVAR, n))
             out = Gradients(
                 target(dmu, place, block(own, DMU, n)),
                 target(dscale, place, block(own, DSCALE, n)),
                 target(deps, place, block(own, DEPS, n)),
             )
-            gradients(
-                Values(b_mu, b_logvar, b_eps),
-                Upstream(has_dz, b_dz, has_dkl, b_dkl, of_mu, of_logvar),
-                out,
-            )
-            to_gradient_of_scale(plan, b_scale, out.dlogvar)
+            sent = Upstream(has_dz, b_dz, has_dkl, b_dkl, of_mu, of_logvar)
+            b_logvar = block(own, LOGVAR, n)
+            if is_direct(plan):
+                b_std, of_noise = block(own, STD, n), block(own, OF_NOISE, n)
+                terms = Terms(b_logvar, b_std, block(own, EXPM1, n), of_noise)
+                direct_terms(plan, b_scale, terms)
+                b_slope = block(own, SLOPE, n)
+                slopes(plan, b_scale, b_std, of_noise, b_slope)
+                values = Values(b_mu, b_logvar, b_eps)
+                gradients_of_terms(values, terms, of_noise, b_slope, sent, out)
+            else:
+                b_logvar = logvar_of(plan, b_scale, b_logvar)
+                gradients(Values(b_mu, b_logvar, b_eps), sent, out)
+            to_gradient_of_scale(plan, b_logvar, out.dlogvar)
             deliver(dmu, place, out.dmu)
             deliver(dscale, place, out.dlogvar)
             deliver(deps, place, out.deps)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from numba import njit, types
 from numba.extending import register_jitable
 
-from .forms import logvar_of
+from .forms import Terms, direct_terms, is_direct, logvar_of
 from .gaussian import exp_terms
 from .memory import BLOCK, array_at, block, write
 from .numeric import JIT, KERNEL
@@ -17,8 +17,8 @@ from .tile import deliver, source, target
 from .walk import TILES, is_last_range, join, pieces, places, workspace
 
 # Blocks of a worker's memory; the column sums are float64, and take two each.
-MU, SCALE, LOGVAR, EPS, Z, TWICE_KL = range(6)
-NOISE = 6
+MU, SCALE, LOGVAR, STD, EXPM1, PHI, EPS, Z, TWICE_KL = range(9)
+NOISE = 9
 SUMS = NOISE + NOISE_BLOCKS
 BUFFERS = SUMS + 4
 
@@ -71,6 +71,14 @@ def sample_and_kl(mu, logvar, eps, z, twice_kl):
         std, _, phi = exp_terms(logvar[i])
         z[i] = mu[i] + std * eps[i]
         twice_kl[i] = mu[i] * mu[i] + phi
+
+
+@njit(**JIT)
+def sample_and_kl_of_terms(mu, terms, eps, z, twice_kl):
+    """The same, of terms that are there."""
+    for i in range(len(mu)):
+        z[i] = mu[i] + terms.std[i] * eps[i]
+        twice_kl[i] = mu[i] * mu[i] + terms.phi[i]
 
 
 @njit(**JIT)
@@ -154,9 +162,16 @@ def work(plan, space, tensors, key):
                 noise(key, place, of_noise, b_eps)
             b_mu = source(mu, place, block(own, MU, n))
             b_scale = source(scale, place, block(own, SCALE, n))
-            b_logvar = logvar_of(plan, b_scale, block(own, LOGVAR, n))
             b_z, twice_kl = target(z, place, block(own, Z, n)), block(own, TWICE_KL, n)
-            sample_and_kl(b_mu, b_logvar, b_eps, b_z, twice_kl)
+            b_logvar = block(own, LOGVAR, n)
+            if is_direct(plan):
+                b_std, b_expm1 = block(own, STD, n), block(own, EXPM1, n)
+                terms = Terms(b_logvar, b_std, b_expm1, block(own, PHI, n))
+                direct_terms(plan, b_scale, terms)
+                sample_and_kl_of_terms(b_mu, terms, b_eps, b_z, twice_kl)
+            else:
+                b_logvar = logvar_of(plan, b_scale, b_logvar)
+                sample_and_kl(b_mu, b_logvar, b_eps, b_z, twice_kl)
             deliver(z, place, b_z)
             if kl != 0 and plan.per_row != 0:
                 keep_rows(plan, piece, place, kl, twice_kl, sums.rows)

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     denominator: int  # of kl
     dkl_row: int  # stride of the upstream gradient of kl, where it is per row
     form: int  # of the scale: a number of ``forms``
-    low: float  # bounds on logvar, of a form; statistics count what is outside of [low, high]
+    low: float  # bounds on logvar, or infinite; statistics count what is outside of [low, high]
     high: float
 
 

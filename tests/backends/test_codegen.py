@@ -164,11 +164,14 @@ def test_one_philox_call_for_four_elements(rows):
 def test_no_slow_path_in_float32(rows):
     """The range reduction of libdevice's sine would branch or call for each pair of normals.
 
-    The main loop has its own exit and jump back (one or two branches), and nothing else.
+    The main loop has its own exit and jump back (one or two branches), and nothing else. A root or
+    a division by a scale, rounded correctly, jumps aside for numbers that are hardly normal.
     """
     chosen = [r for r in nvidia(rows) if not r["variant"].startswith("fp64")]
     chosen = [r for r in chosen if r["kernel"] != "statistics"]  # in float64 throughout
-    assert not failing(chosen, lambda r: r["calls"] == 0 and r["branches_in_loop"] <= 2)
+    assert not failing(chosen, lambda r: r["calls"] == 0)
+    chosen = [r for r in chosen if not re.search("scale=(std|var)", r["variant"])]
+    assert not failing(chosen, lambda r: r["branches_in_loop"] <= 2)
 
 
 def test_divisions_are_rounded_correctly(rows):

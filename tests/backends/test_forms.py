@@ -6,16 +6,18 @@ import pytest
 import torch
 from vaekl.kernels import cpu, forms
 
+from vaekl import _validate, reference
 from vaekl.backends import forms as eager
 from vaekl.testing import make_inputs
 
 
 def test_every_place_has_the_same_forms():
     """See "Adding a form of the scale" in CONTRIBUTING.md."""
-    places = {"vaekl/backends/forms.py": eager, "kernels/forms.py": forms,
-              "kernels/cpu/forms.py": cpu}  # fmt: skip
-    names = {name for place in places.values() for name in place.FORMS}
-    lacking = {path: names - place.FORMS.keys() for path, place in places.items()}
+    places = {"vaekl/reference/": reference.SCALES, "vaekl/backends/forms.py": eager.FORMS,
+              "kernels/forms.py": forms.FORMS, "kernels/cpu/forms.py": cpu.FORMS,
+              "vaekl/_validate.py": dict.fromkeys(_validate.SCALES)}  # fmt: skip
+    names = {name for table in places.values() for name in table}
+    lacking = {path: names - table.keys() for path, table in places.items()}
     assert not {path: few for path, few in lacking.items() if few}
 
 

@@ -24,6 +24,7 @@ SUBSET = [
     "values/test_values.py::test_clamp",
     "values/test_values.py::test_programs_that_walk_over_columns",
     "values/test_values.py::test_sums_of_several_rounds",
+    "values/test_scales.py::test_values_and_gradients",
     "layouts/test_channels_last.py",
     "layouts/test_beside.py::test_small_blocks",
     "noise/test_noise.py::test_seed_gives_the_oracles_noise",

@@ -16,7 +16,7 @@ from vaekl._spec import Key, Operands, Outputs, Source, Spec, compute_dtype, sam
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import eager, formulas, keeps_noise
-from .forms import FORMS
+from .forms import clamped
 
 
 def phi(logvar: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ def _noise(spec: Spec, x: Operands, source: Source) -> Tensor:
 
 def forward(spec: Spec, x: Operands, source: Source) -> Outputs:
     """The outputs."""
-    _, scale, noise = x
     dtype = compute_dtype(*x)
-    if spec.sample and noise is None:
-        noise = _noise(spec, x, source)
-    given = x._replace(scale=FORMS[spec.form].logvar(scale.to(dtype), spec.clamp), eps=noise)
-    spec = spec._replace(form="logvar")
-    outputs, _ = formulas.outputs(spec, given, dtype, lambda logvars: [phi(v) for v in logvars])
+    given = x
+    if spec.sample and x.eps is None:
+        given = x._replace(eps=_noise(spec, x, source))
+    outputs, _ = formulas.outputs(
+        spec, given, dtype, lambda logvars: [phi(v) for v in logvars], clamped
+    )
     if outputs.z is None:
         return outputs
     return outputs._replace(z=outputs.z.to(sample_dtype(*x)))

@@ -33,7 +33,7 @@ from vaekl._spec import (
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import formulas
-from .forms import FORMS
+from .forms import FORMS, bounded
 from .protocol import Backward, Forward
 
 # PHI_F64's float32 twin: (e^l - 1 - l) / l^2 on |l| <= 1, highest power first, as a minimax fit
@@ -156,26 +156,32 @@ def _forward_in_blocks(
     dtype, per_sample = compute_dtype(*x), spec.reduction == "none"
 
     def logvar(part: Tensor) -> Tensor:
-        return FORMS[spec.form].values(part.to(dtype), spec.clamp)
+        return bounded(FORMS[spec.form].logvar(part), spec.clamp)
 
     shape = x.mu.shape[: spec.batch_dims] if per_sample else ()
     twice = torch.zeros(shape, dtype=torch.float64, device=x.mu.device)
     by_sample = twice.view(-1)
     for row, column in _blocks(batch, event):
-        m, v = mu[row, column].to(dtype), logvar(scale[row, column])
+        m, s = mu[row, column].to(dtype), scale[row, column].to(dtype)
+        v = logvar(s)
         if z_flat is not None:
-            z_flat[row, column] = formulas.sample(m, v, noise[row, column])
-        if per_sample:
-            by_sample[row] += torch.addcmul(phi(v), m, m).sum(1)
-        elif spec.reduction is not None:
-            twice += torch.addcmul(phi(v), m, m).sum()
+            z_flat[row, column] = formulas.sample(
+                m, formulas.std_of(spec, s, v), noise[row, column]
+            )
+        if spec.reduction is not None:
+            (of_element,) = formulas.phis_of(spec, s, [v], phi_of_each)
+            terms = torch.addcmul(of_element, m, m)
+            if per_sample:
+                by_sample[row] += terms.sum(1)
+            else:
+                twice += terms.sum()
     kl = kl_of_mean = means = None
     if per_sample:
         kl = (0.5 * twice).to(dtype)
     elif spec.reduction is not None:
         kl = formulas.of_sum(spec, twice, batch, event).to(dtype)
     if spec.mean_over is not None:
-        v = scale if spec.form == "logvar" else logvar(scale)
+        v = scale if spec.form == "logvar" and spec.clamp is None else logvar(scale.to(dtype))
         found = formulas.means(spec._replace(batch_dims=1), mu, v, dtype)
         means = torch.stack(found)
         halves = (mean.reshape(-1).split(_block()) for mean in found)
@@ -195,7 +201,7 @@ def forward(spec: Spec, like: Operands) -> Forward:
             x = x._replace(eps=formulas.shaped(drawn, x.mu, spec.batch_dims))
         found = _forward_in_blocks(spec, x, z_dtype) if _is_large(x) else None
         if found is None:
-            found = formulas.outputs(spec, x, dtype, phi_of_each)
+            found = formulas.outputs(spec, x, dtype, phi_of_each, bounded)
         outputs, means = found
         if outputs.z is not None:
             outputs = outputs._replace(z=formulas.like(outputs.z, x.mu, z_dtype))

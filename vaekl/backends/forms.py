@@ -1,4 +1,7 @@
-"""Forms of a scale in torch operations, the twin of ``kernels/forms.py`` (see there)."""
+"""Forms of a scale in torch operations, the twin of ``kernels/forms.py`` (see there).
+
+All are differentiable any number of times.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +12,87 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Bounds = tuple[float, float] | None  # on logvar, of a form that has any
+from vaekl.kernels.coefficients import LN_F64
+
+Bounds = tuple[float, float] | None  # on logvar
 _OPEN = (-math.inf, math.inf)
 
 
-def same(scale: Tensor, bounds: Bounds) -> Tensor:
-    """The scale is logvar."""
-    return scale
-
-
-def _gradient_of_same(d_logvar: Tensor, scale: Tensor, bounds: Bounds) -> Tensor:
-    return d_logvar
-
-
-def _is_inside(scale: Tensor, bounds: Bounds) -> Tensor:
+def is_inside(logvar: Tensor, bounds: Bounds) -> Tensor:
     """Where clamp has a gradient: between its bounds, of which an infinite one is none."""
     lo, hi = bounds or _OPEN
     if lo == -math.inf:
-        return scale < hi
-    return scale > lo if hi == math.inf else (scale > lo) & (scale < hi)
+        return logvar < hi
+    return logvar > lo if hi == math.inf else (logvar > lo) & (logvar < hi)
 
 
-def _clamp(scale: Tensor, bounds: Bounds) -> Tensor:
-    return scale.clamp(*(bounds or _OPEN))
+def bounded(logvar: Tensor, bounds: Bounds) -> Tensor:
+    """torch.clamp."""
+    return logvar if bounds is None else logvar.clamp(*bounds)
 
 
-def clamped(scale: Tensor, bounds: Bounds) -> Tensor:
+def clamped(logvar: Tensor, bounds: Bounds) -> Tensor:
     """torch.clamp, with that gradient: torch's own has one at the bounds before 2.14."""
-    lo, hi, nan = (scale.new_full((), value) for value in (*(bounds or _OPEN), math.nan))
-    outside = torch.where(scale <= lo, lo, torch.where(scale >= hi, hi, nan))
-    return torch.where(_is_inside(scale, bounds), scale, outside)
+    if bounds is None:
+        return logvar
+    lo, hi, nan = (logvar.new_full((), value) for value in (*bounds, math.nan))
+    outside = torch.where(logvar <= lo, lo, torch.where(logvar >= hi, hi, nan))
+    return torch.where(is_inside(logvar, bounds), logvar, outside)
 
 
-def _gradient_of_clamped(d_logvar: Tensor, scale: Tensor, bounds: Bounds) -> Tensor:
-    return torch.where(_is_inside(scale, bounds), d_logvar, 0.0)
+def _psi(x: Tensor) -> Tensor:
+    """x - 1 - log(x) without cancellation near 1."""
+    u = x - 1.0
+    is_near = u.abs() < 0.375
+    s = torch.where(is_near, u, 0.0)
+    s = s / (s + 2.0)
+    square = s * s
+    series = torch.zeros_like(s)
+    for coefficient in LN_F64[:-1]:
+        series = series * square + coefficient
+    near = square * (2.0 / (1.0 - s) - s * series)
+    far = torch.where(is_near, 1.0, x)
+    return torch.where(is_near, near, far - 1.0 - torch.log(far))
+
+
+class Direct(NamedTuple):
+    """Of a scale that is no logarithm: each from the scale itself."""
+
+    std: Callable[[Tensor], Tensor]
+    expm1: Callable[[Tensor], Tensor]  # e^logvar - 1
+    phi: Callable[[Tensor], Tensor]  # e^logvar - 1 - logvar
+    std_slope: Callable[[Tensor, Tensor], Tensor]  # (values, std): the values times dstd / dscale
 
 
 class Form(NamedTuple):
-    """Each takes bounds last."""
+    """Elementwise."""
 
-    values: Callable[[Tensor, Bounds], Tensor]  # logvar, in the fewest passes over memory
-    logvar: Callable[[Tensor, Bounds], Tensor]  # the same, differentiable any number of times
-    gradient: Callable[[Tensor, Tensor, Bounds], Tensor]  # linear in the first, as a derivative is
+    logvar: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]  # (values, scale): the values times dlogvar / dscale
+    direct: Direct | None = None  # None: std, e^logvar - 1 and phi are those of logvar
 
 
 FORMS = {
-    "logvar": Form(same, same, _gradient_of_same),
-    "clamped": Form(_clamp, clamped, _gradient_of_clamped),
+    "logvar": Form(lambda s: s, lambda values, s: values),
+    "log_std": Form(lambda s: 2.0 * s, lambda values, s: 2.0 * values),
+    "std": Form(
+        lambda s: 2.0 * torch.log(s),
+        lambda values, s: 2.0 * values / s,
+        Direct(
+            std=lambda s: s,
+            expm1=lambda s: (s - 1.0) * (s + 1.0),
+            phi=lambda s: (s - 1.0) * (s - 1.0) + 2.0 * _psi(s),
+            std_slope=lambda values, std: values,
+        ),
+    ),
+    "var": Form(
+        torch.log,
+        lambda values, s: values / s,
+        Direct(
+            std=torch.sqrt,
+            expm1=lambda s: s - 1.0,
+            phi=_psi,
+            std_slope=lambda values, std: 0.5 * values / std,
+        ),
+    ),
 }

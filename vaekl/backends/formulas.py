@@ -26,10 +26,12 @@ from vaekl._spec import (
     sizes,
 )
 
-from .forms import FORMS
+from .forms import FORMS, Bounds, clamped, is_inside
 
 #: Of some tensors e^l - 1 - l, without cancellation.
 Phis = Callable[[list[Tensor]], list[Tensor]]
+#: Of logvar, which is kept within bounds.
+Clamp = Callable[[Tensor, Bounds], Tensor]
 
 
 def like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,9 +64,45 @@ def shaped(noise: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
     return noise if mu.dim() == 2 and batch_dims == 1 else noise.view(mu.shape)
 
 
-def sample(m: Tensor, v: Tensor, noise: Tensor) -> Tensor:
+def std_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
+    """Of a scale and its logvar within bounds."""
+    direct = FORMS[spec.form].direct
+    return _exp_half(v) if direct is None else _inside(spec, s, direct.std(s), v, _exp_half)
+
+
+def expm1_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
+    """e^v - 1."""
+    direct = FORMS[spec.form].direct
+    return torch.expm1(v) if direct is None else _inside(spec, s, direct.expm1(s), v, torch.expm1)
+
+
+def _exp_half(v: Tensor) -> Tensor:
+    return (0.5 * v).exp_()
+
+
+def _inside(
+    spec: Spec, s: Tensor, values: Tensor, v: Tensor, of_logvar: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The values, but of logvar where that is at a bound."""
+    if spec.clamp is None:
+        return values
+    within = is_inside(FORMS[spec.form].logvar(s), spec.clamp)
+    return torch.where(within, values, of_logvar(torch.where(within, 0.0, v)))
+
+
+def phis_of(spec: Spec, s: Tensor, logvars: list[Tensor], phi_of_each: Phis) -> list[Tensor]:
+    """phi of logvars, of which the first is that of the scale s."""
+    direct = FORMS[spec.form].direct
+    if direct is None:
+        return phi_of_each(logvars)
+    v, *others = logvars
+    first = _inside(spec, s, direct.phi(s), v, lambda v: phi_of_each([v])[0])
+    return [first, *(phi_of_each(others) if others else [])]
+
+
+def sample(m: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     """z, in the dtype of m."""
-    return torch.addcmul(m, (0.5 * v).exp_(), noise.to(m.dtype))
+    return torch.addcmul(m, std, noise.to(m.dtype))
 
 
 def means(
@@ -85,21 +123,24 @@ def of_sum(spec: Spec, twice: Tensor, batch: int, event: int) -> Tensor:
 
 
 def outputs(
-    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis
+    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis, clamp: Clamp
 ) -> tuple[Outputs, Tensor | None]:
     """The outputs in `dtype`, where x has the noise in any, and the means."""
     mu, scale, noise = x
     batch, event = sizes(mu.shape, spec.batch_dims)
-    m, v = mu.to(dtype), FORMS[spec.form].values(scale.to(dtype), spec.clamp)
+    m, s = mu.to(dtype), scale.to(dtype)
+    v = clamp(FORMS[spec.form].logvar(s), spec.clamp)
     z = kl = of_mean = averages = None
     if spec.sample and noise is not None:
-        z = sample(m, v, noise)
+        z = sample(m, std_of(spec, s, v), noise)
     logvars = [] if spec.reduction is None else [v]
     if spec.mean_over is not None:
         mean_m, mean_v = means(spec, m, v)
         averages = torch.stack([mean_m, mean_v])
         logvars.append(mean_v)
-    phis = phi_of_each(logvars)
+    phis = (
+        phi_of_each(logvars) if spec.reduction is None else phis_of(spec, s, logvars, phi_of_each)
+    )
     if spec.mean_over is not None:
         of_mean = _divide(torch.addcmul(phis.pop(), mean_m, mean_m).sum(), 2)
     if spec.reduction is not None:
@@ -135,7 +176,7 @@ def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights
     if dkl_of_mean is not None:
         over_batch = spec.mean_over == "batch"
         if saved.means is None:
-            logvar = FORMS[spec.form].logvar(scale.to(dtype), spec.clamp)
+            logvar = clamped(FORMS[spec.form].logvar(scale.to(dtype)), spec.clamp)
             m, v = means(spec, mu.to(dtype), logvar)
         else:
             m, v = saved.means.unbind()
@@ -165,19 +206,27 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
     mu, scale, noise = x
     form, dtype = FORMS[spec.form], compute_dtype(*x)
     m, s = mu.to(dtype), scale.to(dtype)
-    v = form.logvar(s, spec.clamp)
+    v = clamped(form.logvar(s), spec.clamp)
     out_mu, out_logvar = out or (None, None)
     d_mu, d_logvar = weights.of_mean or (None, None)
-    d_eps = None
+    d_eps = d_std = None
     if weights.kl is not None:
         d_mu = _plus(d_mu, weights.kl, m, out=out_mu)
-        d_logvar = _plus(d_logvar, weights.kl, torch.expm1(v), 0.5, out_logvar)
+        d_logvar = _plus(d_logvar, weights.kl, expm1_of(spec, s, v), 0.5, out_logvar)
     if weights.dz is not None and noise is not None:
-        dz = weights.dz.to(dtype)
-        d_eps = dz * torch.exp(0.5 * v)
+        dz, std = weights.dz.to(dtype), std_of(spec, s, v)
+        d_eps = dz * std
         d_mu = dz if d_mu is None else torch.add(d_mu, dz, out=out_mu)
-        d_logvar = _plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
-    d_scale = None if d_logvar is None else form.gradient(d_logvar, s, spec.clamp)
+        if form.direct is None:
+            d_logvar = _plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
+        else:
+            d_std = form.direct.std_slope(dz * noise.to(dtype), std)
+    d_scale = d_std
+    if d_logvar is not None:
+        d_scale = form.slope(d_logvar, s)
+        d_scale = d_scale if d_std is None else d_scale + d_std
+    if d_scale is not None and spec.clamp is not None:
+        d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
     return Gradients(d_mu, d_scale, d_eps)
 
 

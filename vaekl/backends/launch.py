@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
 }
-_NO_BOUNDS = (0.0, 0.0)  # read by nobody
+_NO_BOUNDS = (-math.inf, math.inf)
 _MEAN_OVER = {None: kernels.NONE, "batch": kernels.BATCH, "all": kernels.ALL}
 #: Elements that a worker takes at a time: few enough to share out, many enough to be worth it.
 #: bench/cpu.py ("threads") shows two threads to be worth it from two shares on.

@@ -185,7 +185,9 @@ class _ForwardPlan:
             grid.walkers > 1,
             grid.tiles > grid.walkers,
             row_parts(grid.walkers) if per_row else 1,
-            FORMS[spec.form].logvar,
+            FORMS[spec.form].idle,
+            FORMS[spec.form].terms,
+            spec.clamp is not None,
             _event_columns(view, grid),
             *_flag_args(view, unit, self.dtype),
         ]
@@ -264,6 +266,7 @@ def backward(
         spec.reduction == "none",
         spec.mean_over or "none",
         *FORMS[spec.form],
+        spec.clamp is not None,
         view.beside > 1,
         *_flag_args(view, unit, compute_dtype(*x)),
     ]

@@ -131,7 +131,9 @@ class DiagonalGaussianDistribution(Attributes):
             if self._is_as_made("mean") and self._is_packed("logvar"):
                 packed = functional.Packed(self._moments, 1)
                 terms = Terms(reduction="none")
-                kls = functional.compute_moments(packed, Source(), terms, None, CLAMP, "auto")
+                kls = functional.compute_moments(
+                    packed, Source(), terms, None, "logvar", CLAMP, "auto"
+                )
                 return given(kls[1])
         mean, logvar = self.mean, self.logvar
         if other is not None:

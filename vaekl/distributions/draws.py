@@ -57,6 +57,6 @@ def _of_one(
             eps = eps.to(device)
     packed, terms = functional.Packed(parameters, 1, eps), Terms(True, reduction)
     z, kl, _ = functional.compute_moments(
-        packed, Source(generator, seed), terms, None, CLAMP, "auto"
+        packed, Source(generator, seed), terms, None, "logvar", CLAMP, "auto"
     )
     return given(z), kl

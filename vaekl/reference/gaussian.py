@@ -30,18 +30,17 @@ def phi(logvar: Array) -> Array:
         return np.where(np.abs(logvar) <= 1.0, series * logvar, np.expm1(logvar) - logvar)
 
 
-def psi(u: Array) -> Array:
-    """u - log(1 + u), long double: of s = u / (2 + u) a series for |u| <= 1/2, where the
-    difference would cancel.
+def psi(u: Array, ratio: Array) -> Array:
+    """u - log(ratio), long double, for ratio = 1 + u: of s = u / (2 + u) a series for |u| <= 1/2,
+    where the difference would cancel.
     """
-    u = np.asarray(u, dtype=_WIDE)
     with np.errstate(all="ignore"):
         s = np.where(np.abs(u) <= 0.5, u / (2.0 + u), 0.0)
         series = np.zeros_like(s)
         for k in range(24, -1, -1):
             series = series * s * s + _WIDE(1.0) / (2 * k + 3)
         near = 2.0 * s * s / (1.0 - s) - 2.0 * s**3 * series
-        return np.where(np.abs(u) <= 0.5, near, u - np.log1p(u))
+        return np.where(np.abs(u) <= 0.5, near, u - np.log(ratio))
 
 
 class Scale(NamedTuple):
@@ -61,20 +60,21 @@ def _terms_of_log(r: Array) -> tuple[Array, Array]:
     return np.expm1(r), phi(r)
 
 
-def _ratio(scale: Array, prior: Array) -> Array:
-    """u; NaN where there is no logarithm of one of them."""
+def _ratio(scale: Array, prior: Array) -> tuple[Array, Array]:
+    """(u, 1 + u); NaN where there is no logarithm of one of them."""
     scale, prior = np.asarray(scale, dtype=_WIDE), np.asarray(prior, dtype=_WIDE)
-    return np.where((scale < 0) | (prior < 0), np.nan, (scale - prior) / prior)
+    prior = np.where((scale < 0) | (prior < 0), np.nan, prior)
+    return (scale - prior) / prior, scale / prior
 
 
 def _terms_of_std(scale: Array, prior: Array) -> tuple[Array, Array]:
-    u = _ratio(scale, prior)
-    return u * (2.0 + u), u * u + 2.0 * psi(u)
+    u, ratio = _ratio(scale, prior)
+    return u * (2.0 + u), u * u + 2.0 * psi(u, ratio)
 
 
 def _terms_of_var(scale: Array, prior: Array) -> tuple[Array, Array]:
-    u = _ratio(scale, prior)
-    return u, psi(u)
+    u, ratio = _ratio(scale, prior)
+    return u, psi(u, ratio)
 
 
 SCALES = {

@@ -15,11 +15,17 @@ def torch_reparameterize_kl(
     mean_over: str = "batch",
     batch_dims: int = 1,
     clamp: tuple[float, float] | None = None,
+    scale: str = "logvar",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(z, kl, kl_of_mean) as people write them today: plain torch, autograd, the input's dtype."""
+    given = logvar
+    if scale != "logvar":
+        logvar = 2 * given if scale == "log_std" else given.log() * (2 if scale == "std" else 1)
     if clamp is not None:
         logvar = torch.clamp(logvar, *clamp)
     std = torch.exp(0.5 * logvar)
+    if clamp is None and scale in ("std", "var"):
+        std = given if scale == "std" else given.sqrt()
     z = mu + std * (torch.randn_like(std) if eps is None else eps)
 
     def elements(m: Tensor, v: Tensor) -> Tensor:
