@@ -53,6 +53,15 @@ def test_shapes(scale, shape, backend, config, device):
     check(inputs(scale, shape, device=device), eps=eps, backend=backend, scale=scale)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("clamp", [None, (-0.5, 0.7)])
+@pytest.mark.parametrize("scale", OTHERS)
+def test_block_by_block(scale, clamp, reduction):
+    """What eager does with a large tensor on a CPU."""
+    shape = (300, 500 * torch.get_num_threads())
+    check(inputs(scale, shape), backend="eager", scale=scale, clamp=clamp, reduction=reduction)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", ["std", "var"])
 def test_every_distance_to_1(scale, dtype, backend, device):

@@ -201,7 +201,7 @@ def forward(spec: Spec, like: Operands) -> Forward:
             x = x._replace(eps=formulas.shaped(drawn, x.mu, spec.batch_dims))
         found = _forward_in_blocks(spec, x, z_dtype) if _is_large(x) else None
         if found is None:
-            found = formulas.outputs(spec, x, dtype, phi_of_each, bounded)
+            found = formulas.outputs(spec, x, dtype, phi_of_each)
         outputs, means = found
         if outputs.z is not None:
             outputs = outputs._replace(z=formulas.like(outputs.z, x.mu, z_dtype))

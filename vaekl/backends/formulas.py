@@ -26,7 +26,7 @@ from vaekl._spec import (
     sizes,
 )
 
-from .forms import FORMS, Bounds, clamped, is_inside
+from .forms import FORMS, Bounds, bounded, clamped, is_inside
 
 #: Of some tensors e^l - 1 - l, without cancellation.
 Phis = Callable[[list[Tensor]], list[Tensor]]
@@ -123,7 +123,7 @@ def of_sum(spec: Spec, twice: Tensor, batch: int, event: int) -> Tensor:
 
 
 def outputs(
-    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis, clamp: Clamp
+    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis, clamp: Clamp = bounded
 ) -> tuple[Outputs, Tensor | None]:
     """The outputs in `dtype`, where x has the noise in any, and the means."""
     mu, scale, noise = x
