@@ -119,6 +119,8 @@ def _steps(instruction: Instruction, registers: Registers) -> list[Step]:
         return _unpack(parts[1], operands, registers)
     if parts[0] == "mov" and isinstance(operands[1], tuple):
         return [_pack(parts[1], operands, registers)]
+    if parts[0] == "setp" and parts[-1] in ("bf16x2", "f16x2"):
+        return _compare_halves(parts[1], parts[2].removesuffix("x2"), operands, registers)
     if opcode in TABLE:
         return [_arithmetic(opcode, operands, registers)]
     if parts[:2] == ["ld", "param"]:
@@ -217,6 +219,27 @@ def _pack(kind: str, operands: tuple[Operand, ...], registers: Registers) -> Ste
         np.copyto(group[kind][to], whole, where=mask)
 
     return step
+
+
+def _compare_halves(
+    name: str, kind: str, operands: tuple[Operand, ...], registers: Registers
+) -> list[Step]:
+    """setp.lt.bf16x2 low|high, x, y"""
+    to, *sources = operands
+    if not isinstance(to, str) or to.count("|") != 1 or f"setp.{name}.{kind}" not in TABLE:
+        raise PtxError(f"unknown instruction setp.{name}.{kind}x2")
+    function = TABLE[f"setp.{name}.{kind}"].function
+    at = [registers.slot(source, "b32") for source in sources]
+
+    def compare(slot: int, shift: int) -> Step:
+        def step(group: Any, mask: Mask) -> None:
+            halves = ((group["b32"][i] >> np.uint32(shift)).astype(np.uint16) for i in at)
+            x, y = (half.view(DTYPES[kind]) for half in halves)
+            np.copyto(group["pred"][slot], function(x, y), where=mask)
+
+        return step
+
+    return [compare(registers.slot(name, "pred"), 16 * n) for n, name in enumerate(to.split("|"))]
 
 
 def _parameter(kind: str, operands: tuple[Operand, ...], registers: Registers) -> Step:

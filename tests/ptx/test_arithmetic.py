@@ -120,6 +120,13 @@ def test_nan_in_comparisons_and_extrema():
     halves = np.array([0x7FC0, 0x3F80], u16), np.array([0x3F80, 0x4000], u16)
     code = "setp.lt.bf16 %p1, {0}, {1};\nselp.b32 {to}, 1, 0, %p1;"
     assert compute(code, *halves).tolist() == [0, 1]
+    both = (
+        np.array([0x3F80_7FC0, 0x4000_3F80], np.uint32),
+        np.array([0x4000_3F80, 0x3F80_4000], np.uint32),
+    )
+    for half, expected in (("%p1", [0, 1]), ("%p2", [1, 0])):
+        code = f"setp.lt.bf16x2 %p1|%p2, {{0}}, {{1}};\nselp.b32 {{to}}, 1, 0, {half};"
+        assert compute(code, *both).tolist() == expected
     zeros = np.array([0, -0.0], f32)
     assert compute("min.f32 {to}, {0}, {1};", zeros, zeros[::-1]).tolist() == [0x8000_0000] * 2
     assert compute("max.f32 {to}, {0}, {1};", zeros, zeros[::-1]).tolist() == [0, 0]
