@@ -78,8 +78,8 @@ def reparameterize_kl(
             docs/noise.md says; no generator is touched. At most one of eps, generator and seed.
         scale: What the second argument is: ``"logvar"`` l; ``"log_std"`` s, l = 2 s; ``"std"`` s,
             l = 2 ln s; ``"var"`` v, l = ln v. Where s or v is 0 or less, the KLs are what torch
-            makes of its logarithm, inf or NaN; z takes any s as it is. kl_of_mean is of the means
-            of mu and l, whatever the form.
+            makes of its logarithm, inf or NaN; z without clamp takes any s as it is. kl_of_mean is
+            of the means of mu and l, whatever the form.
         clamp: (lo, hi) bounds on l, in every form, as in torch.clamp, for z and both KLs; the
             gradient of logvar is 0 at the bounds and beyond (as torch.clamp's since torch 2.14,
             which before was 1 at the bounds). None or infinity is no bound on that side; one too

@@ -19,7 +19,7 @@ from .walk import TILES, join, pieces, places, workspace
 # Blocks of a worker's memory.
 MU, SCALE, LOGVAR, STD, EXPM1, PHI, EPS, DZ, DMU, DSCALE, DEPS = range(11)
 NOISE = 11
-OF_NOISE = PHI  # which backward has no use for
+STD_SLOPE = PHI  # which backward has no use for
 DKL, OF_MU, OF_LOGVAR, SLOPE = range(NOISE + NOISE_BLOCKS, NOISE + NOISE_BLOCKS + 4)
 BUFFERS = SLOPE + 1
 
@@ -93,7 +93,7 @@ def gradients(values, upstream, out):
 
 
 @njit(**JIT)
-def gradients_of_terms(values, terms, of_noise, slope, upstream, out):
+def gradients_of_terms(values, terms, std_slope, slope, upstream, out):
     """The same, of terms that are there; of the scale itself in place of logvar."""
     mu, _, eps = values
     has_dz, dz, has_dkl, dkl, of_mu, of_logvar = upstream
@@ -103,7 +103,7 @@ def gradients_of_terms(values, terms, of_noise, slope, upstream, out):
         kl_mu = dkl[i] * mu[i] if has_dkl else zero
         kl_scale = dkl[i] * (terms.expm1[i] * slope[i]) if has_dkl else zero
         z_mu = dz[i] if has_dz else zero
-        z_scale = z_mu * (of_noise[i] * eps[i]) if has_dz else zero
+        z_scale = z_mu * (std_slope[i] * eps[i]) if has_dz else zero
         of_mean = of_logvar[i] * slope[i] if of_logvar[i] != zero else zero
         dmu[i] = z_mu + kl_mu + of_mu[i]
         dscale[i] = half * (z_scale + kl_scale) + of_mean
@@ -194,13 +194,14 @@ def work(plan, space, tensors):
             sent = Upstream(has_dz, b_dz, has_dkl, b_dkl, of_mu, of_logvar)
             b_logvar = block(own, LOGVAR, n)
             if is_direct(plan):
-                b_std, of_noise = block(own, STD, n), block(own, OF_NOISE, n)
-                terms = Terms(b_logvar, b_std, block(own, EXPM1, n), of_noise)
+                b_std, std_slope = block(own, STD, n), block(own, STD_SLOPE, n)
+                # phi is not used here; its block then has the slope of std.
+                terms = Terms(b_logvar, b_std, block(own, EXPM1, n), std_slope)
                 direct_terms(plan, b_scale, terms)
-                b_slope = block(own, SLOPE, n)
-                slopes(plan, b_scale, b_std, of_noise, b_slope)
+                slope = block(own, SLOPE, n)
+                slopes(plan, b_scale, b_std, std_slope, slope)
                 values = Values(b_mu, b_logvar, b_eps)
-                gradients_of_terms(values, terms, of_noise, b_slope, sent, out)
+                gradients_of_terms(values, terms, std_slope, slope, sent, out)
             else:
                 b_logvar = logvar_of(plan, b_scale, b_logvar)
                 gradients(Values(b_mu, b_logvar, b_eps), sent, out)

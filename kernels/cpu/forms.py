@@ -174,15 +174,15 @@ def direct_terms(plan, scale, terms):
 
 
 @njit(**JIT)
-def slopes(plan, scale, std, of_noise, of_logvar):
+def slopes(plan, scale, std, std_slope, of_logvar):
     """What 2 eps dz, and the gradient of logvar, are multiplied by for that of the scale."""
     one, two = scale.dtype.type(1), scale.dtype.type(2)
     if plan.form == STD:
         for i in range(len(scale)):
-            of_noise[i], of_logvar[i] = two, two / scale[i]
+            std_slope[i], of_logvar[i] = two, two / scale[i]
     else:
         for i in range(len(scale)):
-            of_noise[i], of_logvar[i] = one / std[i], one / scale[i]
+            std_slope[i], of_logvar[i] = one / std[i], one / scale[i]
 
 
 @njit(**JIT)

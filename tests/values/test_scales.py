@@ -63,6 +63,54 @@ def test_block_by_block(scale, clamp, reduction):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5000, 1), (3000, 2), (1600, 5), (300, 33)])
+@pytest.mark.parametrize("scale", SCALES)
+def test_noise_of_several_blocks(scale, shape, dtype, device):
+    """Drawn again in backward, where a worker's second block finds what its first has left."""
+    pytest.importorskip("numba")
+    mu, given = inputs(scale, shape, dtype=dtype, device="cpu")
+    gradients = []
+    for backend in ("cpu", "eager"):
+        leaf = given.clone().requires_grad_()
+        z = vaekl.reparameterize(mu, leaf, scale=scale, seed=5, backend=backend)
+        gradients += torch.autograd.grad(z.sum(), leaf)
+    limit = 5e-6 if dtype is torch.float32 else 1e-13
+    torch.testing.assert_close(*gradients, rtol=limit, atol=limit)
+
+
+WORST = {"std": [0.0, -1.0, torch.inf, torch.nan, 1e-45], "var": [0.0, -1.0, torch.inf, torch.nan]}
+
+
+@pytest.mark.parametrize("bounds", [(-3.0, 2.0), (None, 2.0), (-3.0, None)])
+@pytest.mark.parametrize("scale", ["std", "var"])
+@pytest.mark.parametrize("term", ["z", "kl", "kl_of_mean"])
+def test_no_nan_leaks_where_clamp_has_no_gradient(term, scale, bounds, device):
+    """On the composed road, and in second derivatives."""
+    lo, hi = (-np.inf if bounds[0] is None else bounds[0]), bounds[1] or np.inf
+    values = torch.tensor(WORST[scale], dtype=torch.float64, device=device)
+    logvar = values.log() * (2 if scale == "std" else 1)
+    values = values[~((logvar > lo) & (logvar < hi)) & ~((logvar == lo) | (logvar == hi))]
+
+    def loss(s):
+        mu = torch.zeros_like(s)
+        options = {"scale": scale, "clamp": bounds}
+        if term == "z":
+            return vaekl.reparameterize(mu, s, seed=1, **options).sum()
+        call = vaekl.kl_loss if term == "kl" else vaekl.kl_of_mean
+        return call(mu, s, batch_dims=0, **options)
+
+    for value in values:
+        given = torch.stack([value, torch.ones_like(value)])
+        assert torch.func.grad(loss)(given)[0] == 0, value
+        leaf = given.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        assert first[0] == 0
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first[0], leaf, allow_unused=True)
+            assert second is None or second[0] == 0, value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", ["std", "var"])
 def test_every_distance_to_1(scale, dtype, backend, device):
     """One element each, so that no sum hides an error: each side of the seams, too."""

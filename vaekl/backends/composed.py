@@ -16,7 +16,7 @@ from vaekl._spec import Key, Operands, Outputs, Source, Spec, compute_dtype, sam
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import eager, formulas, keeps_noise
-from .forms import clamped
+from .forms import clamped_logvar
 
 
 def phi(logvar: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def forward(spec: Spec, x: Operands, source: Source) -> Outputs:
     if spec.sample and x.eps is None:
         given = x._replace(eps=_noise(spec, x, source))
     outputs, _ = formulas.outputs(
-        spec, given, dtype, lambda logvars: [phi(v) for v in logvars], clamped
+        spec, given, dtype, lambda logvars: [phi(v) for v in logvars], clamped_logvar
     )
     if outputs.z is None:
         return outputs

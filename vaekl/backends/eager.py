@@ -33,7 +33,7 @@ from vaekl._spec import (
 from vaekl.kernels.coefficients import PHI_F64
 
 from . import formulas
-from .forms import FORMS, bounded
+from .forms import bounded_logvar
 from .protocol import Backward, Forward
 
 # PHI_F64's float32 twin: (e^l - 1 - l) / l^2 on |l| <= 1, highest power first, as a minimax fit
@@ -156,7 +156,7 @@ def _forward_in_blocks(
     dtype, per_sample = compute_dtype(*x), spec.reduction == "none"
 
     def logvar(part: Tensor) -> Tensor:
-        return bounded(FORMS[spec.form].logvar(part), spec.clamp)
+        return bounded_logvar(spec.form, part, spec.clamp)
 
     shape = x.mu.shape[: spec.batch_dims] if per_sample else ()
     twice = torch.zeros(shape, dtype=torch.float64, device=x.mu.device)

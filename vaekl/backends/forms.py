@@ -35,9 +35,13 @@ def clamped(logvar: Tensor, bounds: Bounds) -> Tensor:
     """torch.clamp, with that gradient: torch's own has one at the bounds before 2.14."""
     if bounds is None:
         return logvar
+    return torch.where(is_inside(logvar, bounds), logvar, _outside(logvar, bounds))
+
+
+def _outside(logvar: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The bound that logvar is at, or NaN: a constant to every derivative."""
     lo, hi, nan = (logvar.new_full((), value) for value in (*bounds, math.nan))
-    outside = torch.where(logvar <= lo, lo, torch.where(logvar >= hi, hi, nan))
-    return torch.where(is_inside(logvar, bounds), logvar, outside)
+    return torch.where(logvar <= lo, lo, torch.where(logvar >= hi, hi, nan))
 
 
 def _psi(x: Tensor) -> Tensor:
@@ -96,3 +100,28 @@ FORMS = {
         ),
     ),
 }
+
+
+def inner(name: str, scale: Tensor, bounds: Bounds) -> Tensor:
+    """The scale, but 1 where its logvar is at a bound: there a logarithm or a root would make NaN
+    of a gradient of 0.
+    """
+    form = FORMS[name]
+    if bounds is None or form.direct is None:
+        return scale
+    return torch.where(is_inside(form.logvar(scale), bounds), scale, 1.0)
+
+
+def clamped_logvar(name: str, scale: Tensor, bounds: Bounds) -> Tensor:
+    """``clamped``, of a scale in any form; no NaN is in the gradient of what is not inside."""
+    form = FORMS[name]
+    logvar = form.logvar(scale)
+    if bounds is None or form.direct is None:
+        return clamped(logvar, bounds)
+    there = form.logvar(inner(name, scale, bounds))
+    return torch.where(is_inside(logvar, bounds), there, _outside(logvar, bounds))
+
+
+def bounded_logvar(name: str, scale: Tensor, bounds: Bounds) -> Tensor:
+    """``bounded``, of a scale in any form."""
+    return bounded(FORMS[name].logvar(scale), bounds)

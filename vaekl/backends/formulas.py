@@ -26,12 +26,12 @@ from vaekl._spec import (
     sizes,
 )
 
-from .forms import FORMS, Bounds, bounded, clamped, is_inside
+from .forms import FORMS, Bounds, bounded_logvar, clamped_logvar, inner, is_inside
 
 #: Of some tensors e^l - 1 - l, without cancellation.
 Phis = Callable[[list[Tensor]], list[Tensor]]
-#: Of logvar, which is kept within bounds.
-Clamp = Callable[[Tensor, Bounds], Tensor]
+#: logvar within its bounds, of a form's name and a scale.
+Logvar = Callable[[str, Tensor, Bounds], Tensor]
 
 
 def like(values: Tensor, model: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,13 +67,13 @@ def shaped(noise: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
 def std_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
     """Of a scale and its logvar within bounds."""
     direct = FORMS[spec.form].direct
-    return _exp_half(v) if direct is None else _inside(spec, s, direct.std(s), v, _exp_half)
+    return _exp_half(v) if direct is None else _inside(spec, s, direct.std, v, _exp_half)
 
 
 def expm1_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
     """e^v - 1."""
     direct = FORMS[spec.form].direct
-    return torch.expm1(v) if direct is None else _inside(spec, s, direct.expm1(s), v, torch.expm1)
+    return torch.expm1(v) if direct is None else _inside(spec, s, direct.expm1, v, torch.expm1)
 
 
 def _exp_half(v: Tensor) -> Tensor:
@@ -81,12 +81,17 @@ def _exp_half(v: Tensor) -> Tensor:
 
 
 def _inside(
-    spec: Spec, s: Tensor, values: Tensor, v: Tensor, of_logvar: Callable[[Tensor], Tensor]
+    spec: Spec,
+    s: Tensor,
+    of_scale: Callable[[Tensor], Tensor],
+    v: Tensor,
+    of_logvar: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The values, but of logvar where that is at a bound."""
+    """Of the scale itself, but of logvar where that is at a bound."""
     if spec.clamp is None:
-        return values
+        return of_scale(s)
     within = is_inside(FORMS[spec.form].logvar(s), spec.clamp)
+    values = of_scale(inner(spec.form, s, spec.clamp))
     return torch.where(within, values, of_logvar(torch.where(within, 0.0, v)))
 
 
@@ -96,7 +101,7 @@ def phis_of(spec: Spec, s: Tensor, logvars: list[Tensor], phi_of_each: Phis) -> 
     if direct is None:
         return phi_of_each(logvars)
     v, *others = logvars
-    first = _inside(spec, s, direct.phi(s), v, lambda v: phi_of_each([v])[0])
+    first = _inside(spec, s, direct.phi, v, lambda v: phi_of_each([v])[0])
     return [first, *(phi_of_each(others) if others else [])]
 
 
@@ -123,13 +128,13 @@ def of_sum(spec: Spec, twice: Tensor, batch: int, event: int) -> Tensor:
 
 
 def outputs(
-    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis, clamp: Clamp = bounded
+    spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis, logvar: Logvar = bounded_logvar
 ) -> tuple[Outputs, Tensor | None]:
     """The outputs in `dtype`, where x has the noise in any, and the means."""
     mu, scale, noise = x
     batch, event = sizes(mu.shape, spec.batch_dims)
     m, s = mu.to(dtype), scale.to(dtype)
-    v = clamp(FORMS[spec.form].logvar(s), spec.clamp)
+    v = logvar(spec.form, s, spec.clamp)
     z = kl = of_mean = averages = None
     if spec.sample and noise is not None:
         z = sample(m, std_of(spec, s, v), noise)
@@ -176,7 +181,7 @@ def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights
     if dkl_of_mean is not None:
         over_batch = spec.mean_over == "batch"
         if saved.means is None:
-            logvar = clamped(FORMS[spec.form].logvar(scale.to(dtype)), spec.clamp)
+            logvar = clamped_logvar(spec.form, scale.to(dtype), spec.clamp)
             m, v = means(spec, mu.to(dtype), logvar)
         else:
             m, v = saved.means.unbind()
@@ -206,7 +211,7 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
     mu, scale, noise = x
     form, dtype = FORMS[spec.form], compute_dtype(*x)
     m, s = mu.to(dtype), scale.to(dtype)
-    v = clamped(form.logvar(s), spec.clamp)
+    v = clamped_logvar(spec.form, s, spec.clamp)
     out_mu, out_logvar = out or (None, None)
     d_mu, d_logvar = weights.of_mean or (None, None)
     d_eps = d_std = None
@@ -223,7 +228,7 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
             d_std = form.direct.std_slope(dz * noise.to(dtype), std)
     d_scale = d_std
     if d_logvar is not None:
-        d_scale = form.slope(d_logvar, s)
+        d_scale = form.slope(d_logvar, inner(spec.form, s, spec.clamp))
         d_scale = d_scale if d_std is None else d_scale + d_std
     if d_scale is not None and spec.clamp is not None:
         d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
