@@ -23,24 +23,24 @@ ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
 @triton.jit
 def add_ranges(
     p_sums,  # [3, n]: of twice the KL, and for "all" of mu and logvar
-    p_columns,  # [n, 2, D], for "batch"
+    p_columns,  # [n, 2, width], for "batch"
     p_counters,  # of each group
-    i, n, D, col, m_col, sums,
+    i, n, width, col, m_col, sums,
     HAS_KL: tl.constexpr, MEAN_OVER: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Leave sums as the i-th of n; (whether it was the last of its group, the group's sums)."""
     kl_sum, mu_sum, logvar_sum = sums
     first, count = group_of(i, n)
-    p_first = p_columns + 2 * first.to(tl.int64) * D + col
+    p_first = p_columns + 2 * first.to(tl.int64) * width + col
     if HAS_KL:
         tl.store(p_sums + i, kl_sum)
     if MEAN_OVER == "all":
         tl.store(p_sums + n + i, mu_sum)
         tl.store(p_sums + 2 * n + i, logvar_sum)
     if MEAN_OVER == "batch":
-        p_own = p_first + 2 * (i - first).to(tl.int64) * D + tl.arange(0, COLS)
+        p_own = p_first + 2 * (i - first).to(tl.int64) * width + tl.arange(0, COLS)
         tl.store(p_own, mu_sum, m_col)
-        tl.store(p_own + D, logvar_sum, m_col)
+        tl.store(p_own + width, logvar_sum, m_col)
     is_last = arrive(p_counters + i // GROUP, count)
     if is_last:
         if HAS_KL:
@@ -49,7 +49,7 @@ def add_ranges(
             mu_sum = sum_of_group(p_sums + n + first, count)
             logvar_sum = sum_of_group(p_sums + 2 * n + first, count)
         if MEAN_OVER == "batch":
-            mu_sum, logvar_sum = column_sums_of_group(p_first, D, 2 * D, count, m_col, COLS)
+            mu_sum, logvar_sum = column_sums_of_group(p_first, width, 2 * width, count, m_col, COLS)
     return is_last, kl_sum, mu_sum, logvar_sum
 
 
@@ -136,13 +136,15 @@ class Scratch(NamedTuple):
     """
 
     lines: int  # partial sums of a walker
-    columns: int  # column sums [ranges, 2, D], then [groups, 2, D] of each round
+    columns: int  # column sums [ranges, 2, width], then [groups, 2, width] of each round
     rows: int  # [B, walkers], of KLs of rows
     size: int
 
 
 def scratch_parts(walkers, ranges, column_sums, row_sums):
-    """Of a grid. column_sums: D where MEAN_OVER = "batch"; row_sums: B where PER_ROW; else 0."""
+    """Of a grid. column_sums: the width of a row where MEAN_OVER = "batch"; row_sums: B where
+    PER_ROW; else 0.
+    """
     if walkers == ranges == 1:
         return Scratch(0, 0, 0, 0)
     lines = partial_sums(ranges)

@@ -21,19 +21,11 @@ SEED = 0x1234_5678_9ABC
 NUMBER = torch.tensor(0.3)
 
 
-def halves(mu, logvar):
-    """Of one tensor, so that rows do not follow each other."""
-    return torch.cat([mu, logvar], 1).chunk(2, 1)
-
-
 def check_beside_eager(shape, upstream, device, *, memory="contiguous", **options):
     """Values and gradients of the triton backend, of noise that is the same; `upstream` says of
     which outputs.
     """
-    if memory == "halves":
-        mu, logvar = halves(*make_inputs(shape, device=device))
-    else:
-        mu, logvar = make_inputs(shape, device=device, layout=memory)
+    mu, logvar = make_inputs(shape, device=device, layout=memory)
     if options.pop("number", False):
         logvar = NUMBER.to(device)
     if options.pop("given", False):

@@ -21,7 +21,9 @@ MULTIPROCESSORS = 132
 
 
 class View(NamedTuple):
-    """Tensors of one shape as [batch, event / inner, inner], with one stride each per axis."""
+    """Tensors of one shape as [batch, event / inner, inner], with one stride each per axis; of
+    samples beside each other as [rows, beside, inner], where inner may exceed the event.
+    """
 
     batch: int
     event: int
@@ -198,12 +200,12 @@ def beside(view: View, config: Config, is_drawn: bool) -> View:
     """
     alone = max(_power_of_2(view.event), 4)
     columns = -(-view.event // 4) * 4 if is_drawn else view.event
-    most = config.max_cols // columns
+    most = min(config.max_cols, config.tile) // columns  # in one tile
     if (
         view.split
         or view.channels > 1
         or 8 * (alone - view.event) <= view.event
-        or most * alone <= config.max_cols
+        or most * alone <= min(config.max_cols, config.tile)
         or _power_of_2(view.batch) * alone <= config.small
     ):
         return view

@@ -153,9 +153,11 @@ def _in_full_rows(arrangement: Arrangement, has_columns: bool, is_drawn: bool) -
     return beside(arrangement, config, is_drawn)
 
 
-def _event_columns(view: layout.View, grid: layout.Grid) -> int:
-    """EVENT_COLS."""
-    return 0 if view.beside == 1 else triton.next_power_of_2(-(-grid.block_cols // view.beside))
+def _event_columns(view: layout.View, grid: layout.Grid, mean_over: str | None) -> int:
+    """EVENT_COLS; what is not added up by column asks only whether there are any."""
+    if view.beside == 1:
+        return 0
+    return triton.next_power_of_2(-(-grid.block_cols // view.beside)) if mean_over == "batch" else 1
 
 
 class _ForwardPlan:
@@ -188,7 +190,7 @@ class _ForwardPlan:
             FORMS[spec.form].idle,
             FORMS[spec.form].terms,
             spec.clamp is not None,
-            _event_columns(view, grid),
+            _event_columns(view, grid, spec.mean_over),
             *_flag_args(view, unit, self.dtype),
         ]
         self.launch = Launch(forward_kernel, grid, grid.walkers, fixed)
