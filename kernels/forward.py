@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .finish import ROW_BLOCK, add_ranges, event_means, finish
 from .philox import normal_tile
-from .reduction import GROUP, arrive, row_sums
+from .reduction import GROUP, arrive, column_sums, row_sums
 from .tile import columns, offsets, program, rows_of_columns, strides
 
 
@@ -177,8 +177,8 @@ def forward_kernel(
                 else:
                     tl.store(p_kl + o_row, b_row_kl, m_row)
         if MEAN_OVER == "batch" and not SPLIT_ROWS:
-            b_mu = tl.sum(b_mu_sum, axis=0)
-            b_logvar = tl.sum(b_logvar_sum, axis=0)
+            b_mu = column_sums(b_mu_sum)
+            b_logvar = column_sums(b_logvar_sum)
             of_mean_sum += event_means(
                 p_means, b_mu, b_logvar, B, D, inner, col, m_col,
                 EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
@@ -212,7 +212,7 @@ def forward_kernel(
             m_col = o_col < width
             mu_sums, logvar_sums = of_mean_sum, logvar_sum
             if MEAN_OVER == "batch":
-                mu_sums, logvar_sums = tl.sum(b_mu_sum, axis=0), tl.sum(b_logvar_sum, axis=0)
+                mu_sums, logvar_sums = column_sums(b_mu_sum), column_sums(b_logvar_sum)
             p_sums = p_scratch + 3 * (n_walkers + i_walker * lines)
             p_columns = p_scratch + columns_at
             p_counter = p_counters + 1 + n_ranges + i_walker * lines

@@ -24,6 +24,12 @@ def is_gfx9():
     return target is not None and target.backend == "hip" and target.arch.startswith("gfx9")
 
 
+@triton.constexpr_function
+def is_interpreted():
+    """Does it run in Triton's interpreter?"""
+    return triton.knobs.runtime.interpret
+
+
 def partial_sums(ranges):
     """How many are left in all rounds: [ranges], [groups], ...; and that many counters do."""
     count = 0
@@ -58,6 +64,19 @@ def group_of(i, n):
     return first, tl.minimum(n - first, GROUP)
 
 
+@triton.jit
+def column_sums(b_values):
+    """Sums down the columns of a block."""
+    # The interpreter adds row to row, with an error that grows with their number; a device adds in
+    # a tree, as this does.
+    if is_interpreted():
+        while b_values.shape[0] > 1:
+            halves = (2, b_values.shape[0] // 2, b_values.shape[1])
+            b_first, b_second = tl.split(tl.permute(tl.reshape(b_values, halves), (1, 2, 0)))
+            b_values = b_first + b_second
+    return tl.sum(b_values, axis=0)
+
+
 # What other programs wrote is read past L1 (.cg).
 
 
@@ -86,7 +105,7 @@ def column_sums_of_group(p_first, apart, stride, count, m_col, COLS: tl.constexp
     p_tile = p_first + o_row.to(tl.int64)[:, None] * stride + tl.arange(0, COLS)[None, :]
     b_first = tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
     b_second = tl.load(p_tile + apart, m_tile, 0.0, cache_modifier=".cg")
-    return tl.sum(b_first, axis=0), tl.sum(b_second, axis=0)
+    return column_sums(b_first), column_sums(b_second)
 
 
 @triton.jit

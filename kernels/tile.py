@@ -21,6 +21,8 @@ k % CHANNELS, of which there are a power of 2, at position k // CHANNELS. CHANNE
 import triton
 import triton.language as tl
 
+from .reduction import column_sums
+
 
 def strides(*tensors):
     """The names of all strides of these, as arguments of a kernel."""
@@ -82,7 +84,7 @@ def of_one_event(b_sums, inner, COLS: tl.constexpr, EVENT_COLS: tl.constexpr):
     """Sums of columns, of samples beside each other, added up for each element of the event."""
     o_place = tl.arange(0, COLS) % inner
     m_tile = o_place[:, None] == tl.arange(0, EVENT_COLS)[None, :]
-    return tl.sum(tl.where(m_tile, b_sums[:, None], 0.0), axis=0)
+    return column_sums(tl.where(m_tile, b_sums[:, None], 0.0))
 
 
 @triton.jit

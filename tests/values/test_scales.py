@@ -53,6 +53,13 @@ def test_shapes(scale, shape, backend, config, device):
     check(inputs(scale, shape, device=device), eps=eps, backend=backend, scale=scale)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_means_of_many_samples(scale, backend, device):
+    """Half of them the same, at a bound: an error that grows with their number shows."""
+    pair = inputs(scale, (20, 50), device=device)
+    check(pair, backend=backend, scale=scale, batch_dims=2, clamp=(-0.2, np.inf))
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @pytest.mark.parametrize("clamp", [None, (-0.5, 0.7)])
 @pytest.mark.parametrize("scale", OTHERS)
