@@ -158,12 +158,20 @@ def unit(dtype: torch.dtype) -> float:
 def kl_of_mean_bound(oracle: Oracle, dtype: torch.dtype) -> Array:
     """Absolute error allowed: the KL budget, and what rounding in the batch means can do.
 
-    A mean of n terms is good to a few units of the mean of |terms|, however much they cancel.
+    A mean of n terms is good to a few units e of the mean of |terms|, however much they cancel:
+
+        |k(m + e, l) - k(m, l)| <= |m| e + e^2 / 2
+        |k(m, l + e) - k(m, l)| <= (|e^l - 1| e + e^l e^2 / 2) / 2, to its second order
+
+    where the squares are all that there is if the terms cancel.
     """
     mean_mu, mean_logvar = oracle.means
-    size_mu, size_logvar = _mean_sizes(oracle)
-    slope = np.abs(mean_mu) * size_mu + 0.5 * np.abs(np.expm1(mean_logvar)) * size_logvar
-    exact: Array = KL_BUDGET[dtype] * oracle.kl_of_mean + 8 * unit(dtype) * np.sum(slope)
+    of_mu, of_logvar = (8 * unit(dtype) * size for size in _mean_sizes(oracle))
+    with np.errstate(all="ignore"):
+        slope_mu = np.abs(mean_mu) + 0.5 * of_mu
+        slope_logvar = np.abs(np.expm1(mean_logvar)) + 0.5 * np.exp(mean_logvar) * of_logvar
+        rounding = np.sum(slope_mu * of_mu + 0.5 * slope_logvar * of_logvar)
+    exact: Array = KL_BUDGET[dtype] * oracle.kl_of_mean + rounding
     return exact
 
 

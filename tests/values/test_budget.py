@@ -8,7 +8,7 @@ import torch
 
 import vaekl
 from vaekl.reference import Oracle
-from vaekl.testing import gradient_bounds, step, worst
+from vaekl.testing import gradient_bounds, kl_of_mean_bound, step, unit, worst
 
 # Largest finite value, and the least that rounds to inf: half of its last digit above.
 RANGES = {
@@ -101,3 +101,25 @@ def test_gradients_across_the_end_of_the_range(backend, device):
         assert found.isinf().any()
         assert found.isfinite().any()
         assert worst(found, expected[name], bounds[name]) <= 1
+
+
+def test_means_whose_terms_cancel(backend, device):
+    """A KL of the mean that is 0: float32 may leave what a few units of the terms give, no more."""
+    half = torch.randn(50, 6) * torch.tensor([1.0, 1e-3]).repeat(25)[:, None]
+    mu, logvar = (torch.cat([half, -half])[torch.randperm(100)].to(device) for _ in range(2))
+    oracle = Oracle(mu, logvar)
+    assert oracle.kl_of_mean == 0
+    bound = kl_of_mean_bound(oracle, torch.float32)
+    assert worst(vaekl.kl_of_mean(mu, logvar, backend=backend), oracle.kl_of_mean, bound) <= 1
+    units = 8 * unit(torch.float32) * half.abs().mean(0).cpu().double()
+    squares = (0.5 * units**2 + 0.25 * units**2).sum().item()
+    assert bound == pytest.approx(squares, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_means_that_do_not_cancel_have_the_slope_times_their_units(size):
+    """The squares add nothing to speak of."""
+    oracle = Oracle(np.full((100, 6), size), np.full((100, 6), -size))
+    units = 8 * unit(torch.float32) * size
+    first = 6 * units * (size + 0.5 * abs(math.expm1(-size))) + 5e-7 * oracle.kl_of_mean
+    assert kl_of_mean_bound(oracle, torch.float32) == pytest.approx(first, rel=1e-6)
