@@ -64,6 +64,31 @@ def test_exact_at_every_distance_from_the_prior(scale, prior_logvar):
     np.testing.assert_allclose(oracle.kl, exact, rtol=2e-15)
 
 
+EXACT_STD = {
+    "logvar": lambda s: mpmath.exp(s / 2),
+    "log_std": mpmath.exp,
+    "std": lambda s: s,
+    "var": mpmath.sqrt,
+}
+
+
+@pytest.mark.parametrize("clamp", [None, (-0.5, 0.7)])
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_z_is_rounded_once(scale, clamp):
+    """Whoever is held to a unit of the last place is not held to the oracle's own roundings."""
+    mu, logvar, eps = np.random.default_rng(4).normal(size=(3, 200, 1)) * 3
+    values = scale_of(scale, logvar)
+    z = Oracle(mu, values, eps, scale=scale, clamp=clamp).z
+    lo, hi = clamp or (-np.inf, np.inf)
+    for m, s, e, found in zip(*(t.flatten() for t in (mu, values, eps, z))):
+        with mpmath.workdps(50):
+            s, logvar = mpmath.mpf(s), EXACT_LOGVAR[scale](mpmath.mpf(s))
+            within = max(lo, min(hi, logvar))
+            std = EXACT_STD[scale](s) if within == logvar else mpmath.exp(within / 2)
+            exact = mpmath.mpf(m) + std * mpmath.mpf(e)
+            assert abs(found - exact) <= 0.501 * np.spacing(abs(found))
+
+
 @pytest.mark.parametrize("scale", list(SCALES))
 def test_no_prior_is_the_standard_one(scale):
     mu, logvar = np.random.default_rng(3).normal(size=(2, 5, 4))

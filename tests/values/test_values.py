@@ -48,6 +48,14 @@ def test_dtypes(dtype, given, storage, backend, many_programs, device):
     check(tensors, storage=storage, eps=eps, backend=backend)
 
 
+@pytest.mark.parametrize("seed", [4, 7, 8])
+def test_float64_of_given_noise(seed, backend, device):
+    """z is held to a unit of the last place, by which an oracle in float64 would be off itself."""
+    pair = make_inputs((7, 21), dtype=torch.float64, device=device, seed=seed)
+    eps = make_inputs((7, 21), dtype=torch.float64, device=device, seed=100 + seed)[0]
+    check(pair, eps=eps, backend=backend)
+
+
 @pytest.mark.parametrize(
     "dtypes",
     [

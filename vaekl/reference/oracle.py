@@ -87,11 +87,13 @@ class Oracle:
 
     @property
     def _std(self) -> Array:
+        """In long double: z, and what else is made of it, is rounded once."""
         with np.errstate(all="ignore"):
-            std = self._form.std(self.logvar)
+            std = self._form.std(self.logvar.astype(np.longdouble))
             if self.clamp is None:
                 return std
-            return np.where(self._inside, std, np.exp(0.5 * self.posterior_logvar))
+            bounded = self.posterior_logvar.astype(np.longdouble)
+            return np.where(self._inside, std, np.exp(0.5 * bounded))
 
     def _against_prior(self, mean: Array, logvar: Array) -> Pair:
         """Of Gaussians whose logvar is known."""
@@ -120,7 +122,7 @@ class Oracle:
         if self.eps is None:
             raise ValueError("the oracle needs eps for z")
         with np.errstate(all="ignore"):
-            return np.asarray(self.mu + self._std * self.eps)
+            return np.asarray(self.mu + self._std * self.eps, np.float64)
 
     @property
     def kl(self) -> Array:
