@@ -178,9 +178,13 @@ def backward_kernel(
                     )
                     b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
                 b_dscale += b_dz * (OF_STD(b_std) * b_eps)
+            # One slope for both: where it is infinite, infinities of two signs would be NaN.
             if p_dkl is not None:
-                b_dscale += b_dkl * OF_LOGVAR(b_expm1, b_std)
-            if p_dkl_of_mean is not None:
+                b_dlogvar = b_dkl * b_expm1
+                if p_dkl_of_mean is not None:
+                    b_dlogvar += b_dlogvar_of_mean
+                b_dscale += OF_LOGVAR(b_dlogvar, b_std)
+            elif p_dkl_of_mean is not None:
                 b_dscale += OF_LOGVAR(b_dlogvar_of_mean, b_std)
             b_dscale = 0.5 * b_dscale
             if CLAMP:

@@ -55,6 +55,7 @@ class Upstream(NamedTuple):
     dz: types.Array
     has_dkl: bool
     dkl: types.Array  # of each element's KL
+    has_of_mean: bool
     of_mu: types.Array  # by kl_of_mean
     of_logvar: types.Array
 
@@ -76,7 +77,7 @@ def scratch_size(plan):
 def gradients(values, upstream, out):
     """Of each element."""
     mu, logvar, eps = values
-    has_dz, dz, has_dkl, dkl, of_mu, of_logvar = upstream
+    has_dz, dz, has_dkl, dkl, _, of_mu, of_logvar = upstream
     dmu, dlogvar, deps = out
     zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
     for i in range(len(dmu)):
@@ -96,17 +97,19 @@ def gradients(values, upstream, out):
 def gradients_of_terms(values, terms, std_slope, slope, upstream, out):
     """The same, of terms that are there; of the scale itself in place of logvar."""
     mu, _, eps = values
-    has_dz, dz, has_dkl, dkl, of_mu, of_logvar = upstream
+    has_dz, dz, has_dkl, dkl, has_of_mean, of_mu, of_logvar = upstream
     dmu, dscale, deps = out
     zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
+    has_dlogvar = has_dkl | has_of_mean
     for i in range(len(dmu)):
         kl_mu = dkl[i] * mu[i] if has_dkl else zero
-        kl_scale = dkl[i] * (terms.expm1[i] * slope[i]) if has_dkl else zero
+        kl_logvar = dkl[i] * terms.expm1[i] if has_dkl else zero
+        # A gradient of 0 that is there makes NaN of an infinite slope; one that is absent does not.
+        of_kls = (half * kl_logvar + of_logvar[i]) * slope[i] if has_dlogvar else zero
         z_mu = dz[i] if has_dz else zero
         z_scale = z_mu * (std_slope[i] * eps[i]) if has_dz else zero
-        of_mean = of_logvar[i] * slope[i] if of_logvar[i] != zero else zero
         dmu[i] = z_mu + kl_mu + of_mu[i]
-        dscale[i] = half * (z_scale + kl_scale) + of_mean
+        dscale[i] = half * z_scale + of_kls
         deps[i] = z_mu * terms.std[i]
 
 
@@ -135,7 +138,7 @@ def of_mean_gradients(plan, piece, own, tensors, dkl, of_mean):
     of_mu[:cols], of_logvar[:cols] = zero, zero
     gradients(
         Values(b_mu, b_logvar, b_mu),
-        Upstream(False, b_mu, True, dkl, of_mu, of_logvar),
+        Upstream(False, b_mu, True, dkl, False, of_mu, of_logvar),
         Gradients(row_mu, row_logvar, block(own, DEPS, cols)),
     )
     for start in range(0, piece.block_rows * cols, cols):
@@ -160,7 +163,7 @@ def work(plan, space, tensors):
     mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, saved_key = tensors
     own, scratch = join(space), space.scratch
     dtype, zero = own.dtype.type, own.dtype.type(0)
-    has_dz, has_dkl = dz.address != 0, dkl != 0
+    has_dz, has_dkl, has_of_mean = dz.address != 0, dkl != 0, dkl_of_mean != 0
     most = min(BLOCK, plan.batch * plan.event)
     b_dkl = block(own, DKL, most)
     of_mu, of_logvar = block(own, OF_MU, most), block(own, OF_LOGVAR, most)
@@ -171,7 +174,7 @@ def work(plan, space, tensors):
     if is_drawn:
         key = Key(read(saved_key, 0, np.int64(0)), read(saved_key, 1, np.int64(0)))
     for piece in pieces(plan, scratch):
-        if dkl_of_mean != 0:
+        if has_of_mean:
             of_mean_gradients(plan, piece, own, tensors, b_dkl, (of_mu, of_logvar))
         if has_dkl and plan.per_row == 0:
             b_dkl[: piece.block_rows * piece.cols] = read(dkl, 0, zero) / dtype(plan.denominator)
@@ -191,7 +194,7 @@ def work(plan, space, tensors):
                 target(dscale, place, block(own, DSCALE, n)),
                 target(deps, place, block(own, DEPS, n)),
             )
-            sent = Upstream(has_dz, b_dz, has_dkl, b_dkl, of_mu, of_logvar)
+            sent = Upstream(has_dz, b_dz, has_dkl, b_dkl, has_of_mean, of_mu, of_logvar)
             b_logvar = block(own, LOGVAR, n)
             if is_direct(plan):
                 b_std, std_slope = block(own, STD, n), block(own, STD_SLOPE, n)

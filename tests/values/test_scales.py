@@ -1,5 +1,7 @@
 """The second argument as log_std, std or var: values and gradients against the oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ import torch
 import vaekl
 from steps import check
 from vaekl import reference
-from vaekl.reference import Oracle
-from vaekl.testing import KL_BUDGET, make_inputs, worst
+from vaekl.reference import Oracle, torch_reparameterize_kl
+from vaekl.testing import KL_BUDGET, make_inputs, step, worst
 
 SCALES = list(reference.SCALES)
 OTHERS = [name for name in SCALES if name != "logvar"]
@@ -155,6 +157,32 @@ def test_a_std_of_0_is_no_noise(backend, device):
     assert torch.equal(z, mu)
     (gradient,) = torch.autograd.grad(z.sum(), std)
     assert torch.equal(gradient, eps)
+
+
+OF_OUTPUTS = itertools.product([None, 1.0], [None, [0.0, 0.0], [0.0, 1.0]], [None, 0.0, 1.0, -30.0])
+
+
+@pytest.mark.parametrize(("of_z", "of_kl", "of_mean"), list(OF_OUTPUTS)[1:])
+@pytest.mark.parametrize("scale", ["std", "var"])
+def test_an_infinite_slope_as_plain_torch(scale, of_z, of_kl, of_mean, backend, device):
+    """At 0 a logarithm makes NaN of a gradient of 0, but one that is absent is not multiplied; and
+    the gradients of both KLs are added before.
+    """
+    upstream = [None if g is None else torch.tensor(g, device=device) for g in (of_kl, of_mean)]
+    given = torch.tensor([[0.0, 1.0, 2.0, torch.inf], [0.0, 0.7, 0.7, 0.7]], device=device)
+    mu, eps = torch.full_like(given, 0.3), torch.full_like(given, 1.5)
+    upstream = [None if of_z is None else torch.full_like(mu, of_z), *upstream]
+    options = {"scale": scale, "reduction": "none"}
+    found, plain = (
+        step(lambda v, f=function, o=more: f(mu, v, eps=eps, **o), [given], upstream).gradients[0]
+        for function, more in (
+            (vaekl.reparameterize_kl, {**options, "backend": backend}),
+            (torch_reparameterize_kl, options),
+        )
+    )
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5, equal_nan=True)
+    exact = torch.tensor(Oracle(mu, given, eps, **options).gradients(*upstream)["dlogvar"])
+    torch.testing.assert_close(found.cpu(), exact.float(), rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("scale", SCALES)

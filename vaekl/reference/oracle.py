@@ -235,8 +235,10 @@ class Oracle:
                 dmu, dlogvar = dmu + m / count, dlogvar + v / count
                 # What the loop over the batch below sums is one term here.
                 of_mean, of_logvar = of_mean + m_prior / count, of_logvar + v_prior / count
-            slope = self._form.slope(self.logvar)
-            dscale = np.where(dlogvar == 0, 0.0, dlogvar * slope)
+            dscale = np.zeros(shape)
+            if not all(g is None for g in (dlog_q, dkl, dkl_of_mean)):
+                # 0 times an infinite slope is NaN, as it is to autograd.
+                dscale = dlogvar * self._form.slope(self.logvar)
             if dz is not None:
                 dmu, deps = dmu + dz, deps + dz * self._std
                 dscale = dscale + dz * self._noise * self._form.std_slope(self.logvar)
