@@ -57,6 +57,13 @@ def check_beside_eager(shape, upstream, device, *, memory="contiguous", **option
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
+def scale_of(name, logvar):
+    """A logvar in a form, in its dtype."""
+    wide = logvar.double()
+    values = {"logvar": wide, "log_std": wide / 2, "std": (wide / 2).exp(), "var": wide.exp()}
+    return values[name].to(logvar.dtype)
+
+
 def compute_dtype(*tensors):
     wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
     return torch.float64 if wide else torch.float32

@@ -6,6 +6,7 @@ import pytest
 import torch
 from vaekl.kernels import cpu, forms
 
+from steps import scale_of
 from vaekl import _validate, reference
 from vaekl.backends import forms as eager
 from vaekl.testing import make_inputs
@@ -21,14 +22,15 @@ def test_every_place_has_the_same_forms():
     assert not {path: few for path, few in lacking.items() if few}
 
 
+@pytest.mark.parametrize("scale", reference.SCALES)
 @pytest.mark.parametrize("worst", [math.inf, math.nan])
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (None, 1.0), (-1.0, None)])
-def test_no_gradient_reaches_what_is_clamped(worst, bounds, storage, backend, device):
+def test_no_gradient_reaches_what_is_clamped(worst, bounds, scale, storage, backend, device):
     """Whatever comes in: a product with 0 would let it through."""
     mu, logvar = make_inputs((3, 4), device=device)
     logvar[:], logvar[:, 1] = 0.5, 2.0 if bounds[0] is None else -2.0
-    tensors = [t.requires_grad_() for t in storage.store(mu, logvar)]
-    z = storage.call(*tensors, clamp=bounds, seed=1, backend=backend).z
-    _, dlogvar = storage.halves(*torch.autograd.grad(z, tensors, torch.full_like(z, worst)))
-    assert (dlogvar[:, 1] == 0).all()
-    assert not dlogvar[:, 2:].isfinite().any()
+    tensors = [t.requires_grad_() for t in storage.store(mu, scale_of(scale, logvar))]
+    z = storage.call(*tensors, scale=scale, clamp=bounds, seed=1, backend=backend).z
+    _, dscale = storage.halves(*torch.autograd.grad(z, tensors, torch.full_like(z, worst)))
+    assert (dscale[:, 1] == 0).all()
+    assert not dscale[:, 2:].isfinite().any()

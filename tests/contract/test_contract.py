@@ -1,6 +1,7 @@
 """Odd input gives what plain torch gives; bad input is in test_bad_input.py."""
 
 import contextlib
+import itertools
 import math
 import re
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import vaekl
-from vaekl.reference import torch_reparameterize_kl
+from steps import scale_of
+from vaekl.reference import SCALES, torch_reparameterize_kl
 from vaekl.testing import make_inputs, step
 
 GOOD = torch.zeros(4, 3)
@@ -30,69 +32,108 @@ SLOPES = {
 }
 
 
+LOGARITHMS = ["logvar", "log_std"]
+#: Scales with bounds, at which a logvar can be: of other scales no logarithm but 0 is exact.
+AT_BOUNDS = [
+    *itertools.product(LOGARITHMS, [(-30.0, 20.0), (-0.5, 0.7), (None, 0.7), (-0.5, None)]),
+    *itertools.product(["std", "var"], [(0.0, 0.7), (-0.5, 0.0), (None, 0.0), (0.0, None)]),
+]
+
+
+def kl_slope(scale, given, logvar):
+    """That of an element's KL where no bound is, float64."""
+    with np.errstate(all="ignore"):
+        slope = torch.as_tensor(SCALES[scale].slope(given.detach().double().numpy()))
+    return 0.5 * torch.expm1(logvar.double()) * slope
+
+
 @pytest.mark.parametrize("slope", [*SLOPES, "operator"])
-@pytest.mark.parametrize("clamp", [(-30.0, 20.0), (-0.5, 0.7), (None, 0.7), (-0.5, None)])
-def test_the_gradient_is_0_at_the_bounds_of_clamp(clamp, slope, backend, device, operators):
+@pytest.mark.parametrize(("scale", "clamp"), AT_BOUNDS)
+def test_the_gradient_is_0_at_the_bounds_of_clamp(scale, clamp, slope, backend, device, operators):
     """And beyond, on every road and every torch, whose own clamp had 1 at the bounds before 2.14.
 
     A bound counts in the dtype computed in.
     """
     low, high = (0.0 if end is None else end for end in clamp)
-    exact = torch.tensor([low, high, low - 1, high + 1, 0.25 * (low + high)], dtype=torch.float32)
-    inside = torch.tensor([clamp[0] is None, clamp[1] is None] * 2 + [True])
-    slopes = 0.5 * (torch.exp(0.5 * exact) + torch.expm1(exact))
-    logvar = exact.to(device).requires_grad_()
+    lo, hi = -math.inf if clamp[0] is None else low, math.inf if clamp[1] is None else high
+    at = [low, high] if scale in LOGARITHMS else [0.0]
+    exact = torch.tensor([*at, low - 1, high + 1, 0.25 * (low + high)], dtype=torch.float32)
+    given = scale_of(scale, exact)
+    std_slopes = torch.as_tensor(SCALES[scale].std_slope(given.double().numpy()))
+    slopes = (std_slopes + kl_slope(scale, given, exact)).float()
+    inside = (exact > torch.tensor(lo)) & (exact < torch.tensor(hi))
+    given = given.to(device).requires_grad_()
     for dtype in (torch.float16, torch.float32):
 
         def loss(v, dtype=dtype):
             m = torch.zeros_like(v, dtype=dtype)
-            options = {"clamp": clamp, "backend": backend, "batch_dims": v.dim()}
+            options = {"scale": scale, "clamp": clamp, "backend": backend, "batch_dims": v.dim()}
             z, kl, _ = vaekl.reparameterize_kl(
                 m, v, eps=torch.ones_like(m), reduction="sum", kl_of_mean=False, **options
             )
             return z.sum() + kl
 
         with operators if slope == "operator" else contextlib.nullcontext():
-            found = SLOPES.get(slope, SLOPES["autograd"])(loss, logvar)
+            found = SLOPES.get(slope, SLOPES["autograd"])(loss, given)
         torch.testing.assert_close(found.cpu(), torch.where(inside, slopes, 0.0))
     if slope == "operator":
         assert any("vaekl.reparameterize_kl_backward" in name for name in operators.names)
 
 
-def test_nan_has_no_gradient_where_logvar_is_clamped(backend, device):
-    logvar = torch.tensor([math.nan, 0.5], device=device, requires_grad=True)
-    kl = vaekl.kl_loss(
-        torch.zeros_like(logvar), logvar, batch_dims=1, clamp=(None, 1), backend=backend
+@pytest.mark.parametrize("scale", SCALES)
+def test_nan_has_no_gradient_where_logvar_is_clamped(scale, backend, device):
+    logvar = torch.tensor([math.nan, 0.5])
+    given = scale_of(scale, logvar)
+    leaf = given.to(device).requires_grad_()
+    options = {"scale": scale, "batch_dims": 1, "clamp": (None, 1), "backend": backend}
+    vaekl.kl_loss(torch.zeros_like(leaf), leaf, **options).backward()
+    expected = 0.5 * kl_slope(scale, given, logvar)[1].item()
+    assert leaf.grad.tolist() == [0.0, pytest.approx(expected)]
+
+
+@pytest.mark.parametrize(("scale", "clamp"), AT_BOUNDS)
+def test_the_second_derivative_is_0_at_the_bounds_of_clamp(scale, clamp, backend, device):
+    low, high = (side if end is None else end for end, side in zip(clamp, (-1.0, 1.0)))
+    at = [end for end in clamp if end is not None and (scale in LOGARITHMS or end == 0.0)]
+    beyond = [end + side for end, side in zip(clamp, (-1.0, 1.0)) if end is not None]
+    logvar = torch.tensor([*at, *beyond, 0.25 * (low + high)])[:, None]
+
+    def curve(function, s, **more):
+        """Of z and the KL, along each element."""
+        s = s.requires_grad_()
+        mu, eps = torch.zeros_like(s), torch.ones_like(s)
+        z, kl, _ = function(mu, s, eps=eps, scale=scale, reduction="sum", **more)
+        slope = torch.autograd.grad(z.sum() + kl, s, create_graph=True)[0]
+        return torch.autograd.grad(slope.sum(), s)[0].flatten().tolist()
+
+    given = scale_of(scale, logvar)
+    (expected,) = curve(torch_reparameterize_kl, given[-1:].double())
+    *outside, inside = curve(
+        vaekl.reparameterize_kl, given.to(device), clamp=clamp, backend=backend
     )
-    kl.backward()
-    assert logvar.grad.tolist() == [0.0, pytest.approx(0.25 * math.expm1(0.5))]
+    assert outside == [0.0] * (len(logvar) - 1)
+    assert inside == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_second_derivative_is_0_at_the_bounds_of_clamp(backend, device):
-    logvar = torch.tensor([[-0.5], [0.7], [0.1]], device=device, requires_grad=True)
-    eps, mu = torch.ones_like(logvar), torch.zeros_like(logvar)
-    z, kl, _ = vaekl.reparameterize_kl(
-        mu, logvar, eps=eps, clamp=(-0.5, 0.7), reduction="sum", backend=backend
-    )
-    slope = torch.autograd.grad(z.sum() + kl, logvar, create_graph=True)[0]
-    curve = torch.autograd.grad(slope.sum(), logvar)[0].flatten()
-    assert curve[:2].tolist() == [0.0, 0.0]
-    expected = 0.25 * math.exp(0.05) + 0.5 * math.exp(0.1)
-    assert curve[2].item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_an_infinite_bound_of_clamp_is_none(backend, device):
-    logvar = torch.tensor([-math.inf, 0.0, 1.0, math.inf], device=device)[:, None]
-    for clamp, expected in (
-        ((None, 0.5), [-0.5, 0.0, 0.0, 0.0]),
-        ((-math.inf, 0.5), [-0.5, 0.0, 0.0, 0.0]),
-        ((-0.5, math.inf), [0.0, 0.0, 0.5 * math.expm1(1.0), math.inf]),
-        ((None, None), [-0.5, 0.0, 0.5 * math.expm1(1.0), math.inf]),
-    ):
-        leaf = logvar.clone().requires_grad_()
-        kl = vaekl.kl_loss(torch.zeros_like(leaf), leaf, clamp=clamp, backend=backend)
-        kl.backward(torch.tensor(4.0, device=device))
-        torch.testing.assert_close(leaf.grad.flatten().cpu(), torch.tensor(expected))
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("clamp", "outside"),
+    [
+        ((None, 0.5), [False, False, True, True]),
+        ((-math.inf, 0.5), [False, False, True, True]),
+        ((-0.5, math.inf), [True, False, False, False]),
+        ((None, None), [False] * 4),
+    ],
+)
+def test_an_infinite_bound_of_clamp_is_none(clamp, outside, scale, backend, device):
+    logvar = torch.tensor([-math.inf, 0.0, 1.0, math.inf])[:, None]
+    given = scale_of(scale, logvar)
+    leaf = given.to(device).requires_grad_()
+    kl = vaekl.kl_loss(torch.zeros_like(leaf), leaf, scale=scale, clamp=clamp, backend=backend)
+    kl.backward(torch.tensor(4.0, device=device))
+    expected = kl_slope(scale, given, logvar).flatten().float()
+    expected = torch.where(torch.tensor(outside), 0.0, expected)
+    torch.testing.assert_close(leaf.grad.flatten().cpu(), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -105,22 +146,26 @@ def test_an_infinite_bound_of_clamp_is_none(backend, device):
         ((1e300, 10**400), (math.inf, math.inf)),
     ],
 )
-def test_clamp_too_large_for_float32_is_infinite(clamp, same, dtype, storage, backend, device):
+@pytest.mark.parametrize("scale", SCALES)
+def test_clamp_too_large_for_float32_is_infinite(
+    clamp, same, dtype, scale, storage, backend, device
+):
     """Where torch.clamp raises "value cannot be converted to type float without overflow"."""
     mu, logvar = make_inputs((4, 6), dtype=dtype, device=device)
+    tensors = storage.store(mu, scale_of(scale, logvar))
     found = []
     for bounds in (clamp, same):
-        options = {"seed": 3, "clamp": bounds, "backend": backend}
-        found.append(
-            step(lambda *t, o=options: storage.call(*t, **o), storage.store(mu, logvar)).tensors
-        )
+        options = {"scale": scale, "seed": 3, "clamp": bounds, "backend": backend}
+        found.append(step(lambda *t, o=options: storage.call(*t, **o), tensors).tensors)
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def test_clamp_of_float64_has_its_range(backend, device):
-    logvar = torch.full((1, 1), -1e40, dtype=torch.float64, device=device)
-    kl = vaekl.kl_loss(torch.zeros_like(logvar), logvar, clamp=(-1e39, None), backend=backend)
+@pytest.mark.parametrize("scale", LOGARITHMS)  # other scales have none past 1420
+def test_clamp_of_float64_has_its_range(scale, backend, device):
+    given = scale_of(scale, torch.full((1, 1), -1e40, dtype=torch.float64, device=device))
+    options = {"scale": scale, "clamp": (-1e39, None), "backend": backend}
+    kl = vaekl.kl_loss(torch.zeros_like(given), given, **options)
     assert kl.item() == pytest.approx(0.5e39)
 
 
@@ -195,17 +240,20 @@ SPECIAL = [math.nan, math.inf, -math.inf, 200.0, -200.0, 88.6, -88.0, 176.0, 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("clamp", [None, (-30.0, 20.0)])
-def test_special_values_as_plain_torch(dtype, clamp, backend, device):
+@pytest.mark.parametrize(
+    ("scale", "clamp"), [("logvar", None), ("logvar", (-30.0, 20.0)), ("log_std", (-30.0, 20.0))]
+)
+def test_special_values_as_plain_torch(scale, dtype, clamp, backend, device):
     """NaN, inf and overflow: the same in the same places, values and gradients."""
     grid = torch.tensor([(m, v) for m in SPECIAL for v in SPECIAL], dtype=dtype, device=device)
+    grid[:, 1] = scale_of(scale, grid[:, 1])
     grid = grid[:, None]
     eps = torch.full((len(grid), 1), 1.5, dtype=dtype, device=device)
     results = []
     for function in (vaekl.reparameterize_kl, torch_reparameterize_kl):
         mu, logvar = grid[..., 0].clone().requires_grad_(), grid[..., 1].clone().requires_grad_()
         options = {"backend": backend} if function is vaekl.reparameterize_kl else {}
-        out = function(mu, logvar, eps=eps, reduction="none", clamp=clamp, **options)
+        out = function(mu, logvar, eps=eps, reduction="none", scale=scale, clamp=clamp, **options)
         torch.autograd.backward([out[0], out[1]], [torch.ones_like(eps), torch.ones_like(out[1])])
         results.append([t.detach().cpu() for t in (out[0], out[1], mu.grad, logvar.grad)])
     for name, ours, theirs in zip(("z", "kl", "dmu", "dlogvar"), *results):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vaekl
-from steps import check
+from steps import check, scale_of
 from vaekl import reference
 from vaekl.reference import Oracle, torch_reparameterize_kl
 from vaekl.testing import KL_BUDGET, make_inputs, step, worst
@@ -15,13 +15,6 @@ from vaekl.testing import KL_BUDGET, make_inputs, step, worst
 SCALES = list(reference.SCALES)
 OTHERS = [name for name in SCALES if name != "logvar"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-def scale_of(name, logvar):
-    """A logvar in a form, in its dtype."""
-    wide = logvar.double()
-    values = {"logvar": wide, "log_std": wide / 2, "std": (wide / 2).exp(), "var": wide.exp()}
-    return values[name].to(logvar.dtype)
 
 
 def inputs(scale, shape=(5, 12), size=1.0, **more):
