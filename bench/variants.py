@@ -45,6 +45,7 @@ class Variant(NamedTuple):
     given: bool = False  # eps given
     clamp: bool = False
     scale: str = "logvar"
+    prior: str | None = None  # "sample", "event"
     layout: str = "contiguous"  # "channels_last", "unaligned", "wide"
     upstream: tuple[bool, bool, bool] = (True, True, True)
     needs: tuple[bool, bool] = (True, True)
@@ -54,6 +55,7 @@ class Variant(NamedTuple):
         """Readable, and unique."""
         flags = [name for name in ("given", "clamp") if getattr(self, name)]
         flags += [f"scale={self.scale}"] if self.scale != "logvar" else []
+        flags += [f"prior={self.prior}"] if self.prior else []
         flags += [self.layout] if self.layout != "contiguous" else []
         outputs = [f"kl={self.reduction}"] if self.reduction else []
         outputs += [f"of_mean={self.mean_over}"] if self.mean_over else []
@@ -96,6 +98,9 @@ def subset() -> list[AnyVariant]:
         Variant("fp32", "cols", reduction="none", clamp=True),
         Variant("fp32", scale="std"),
         Variant("bf16", scale="var", clamp=True),
+        Variant("fp32", mean_over=None, prior="sample"),
+        Variant("fp32", prior="event"),
+        Variant("bf16", "d20", scale="std", prior="event"),
         Variant("fp64"),
         Variant("fp32", given=True),
         Variant("fp16", sample=False, reduction="none", mean_over=None),
@@ -129,6 +134,12 @@ def matrix() -> list[AnyVariant]:
             chosen[Variant(dtype, **flag)] = None
         for scale, clamp in itertools.product(("log_std", "std", "var"), (False, True)):
             chosen[Variant(dtype, scale=scale, clamp=clamp)] = None
+        for prior, scale in itertools.product(("sample", "event"), ("logvar", "std", "var")):
+            mean_over = "batch" if prior == "event" else None
+            chosen[Variant(dtype, mean_over=mean_over, scale=scale, prior=prior)] = None
+        chosen[Variant(dtype, "one", prior="event")] = None
+        chosen[Variant(dtype, "rows", "none", "all", prior="event")] = None
+        chosen[Variant(dtype, prior="event", clamp=True, layout="channels_last")] = None
         for layout in ("channels_last", "unaligned", "wide"):
             chosen[Variant(dtype, layout=layout)] = None
         for used in itertools.product((True, False), repeat=3):
@@ -188,13 +199,17 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
 def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor) -> None:
     form = variant.scale, (-30.0, 20.0) if variant.clamp else None
     terms = variant.sample, variant.reduction, variant.mean_over
-    spec = Spec(*terms, 1, *form, "triton", variant.given)
+    spec = Spec(*terms, 1, *form, "triton", variant.given, prior=variant.prior)
     x = Operands(mu, logvar, eps if variant.given else None)
+    if variant.prior is not None:
+        of_prior = mu[0] if variant.prior == "event" else mu
+        x = x._replace(prior_mean=of_prior, prior_scale=of_prior)
     (z, kl, kl_of_mean), saved = _plans.forward(spec, x, Source(seed=1))
     upstream = Outputs(*(
         gradient if used and output is not None else None
         for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),
                                           variant.upstream)
     ))  # fmt: skip
+    needs = Needs(*variant.needs, variant.given, *[variant.prior is not None] * 2)
     if any(gradient is not None for gradient in upstream):
-        _plans.backward(spec, x, saved, upstream, Needs(*variant.needs, variant.given))
+        _plans.backward(spec, x, saved, upstream, needs)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .gaussian import divide, kl_terms
+from .prior import from_prior
 from .reduction import (
     GROUP,
     arrive,
@@ -15,7 +16,7 @@ from .reduction import (
     sum_of_group,
     sum_scalars,
 )
-from .tile import event_tile, in_event, of_one_event
+from .tile import event_tile, fit, in_event, of_one_event
 
 ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
 
@@ -55,32 +56,61 @@ def add_ranges(
 
 @triton.jit
 def column_means(
-    p_means, mu_sum, logvar_sum, B, D, col, m_col,
+    p_means, mu_sum, logvar_sum, prior, B, D, col, m_col,
+    LOGVAR: tl.constexpr, ROOT: tl.constexpr,
     CHANNELS: tl.constexpr, DTYPE: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Of one column tile; twice its share of kl_of_mean."""
+    """Of one column tile; twice its share of kl_of_mean. prior: its mean and scale, or None."""
     b_mean_mu = divide(mu_sum, B.to(DTYPE))
     b_mean_logvar = divide(logvar_sum, B.to(DTYPE))
     o_place, m_place = event_tile(col, D, CHANNELS, COLS)
     tl.store(p_means + o_place, in_event(b_mean_mu, CHANNELS, COLS), m_place)
     tl.store(p_means + D + o_place, in_event(b_mean_logvar, CHANNELS, COLS), m_place)
-    return tl.sum(tl.where(m_col, kl_terms(b_mean_mu, b_mean_logvar), 0.0))
+    b_low = None
+    if prior is not None:
+        b_mean_mu, b_mean_logvar, b_low, _ = from_prior(
+            b_mean_mu, b_mean_logvar, prior[0], prior[1], LOGVAR, ROOT
+        )
+    return tl.sum(tl.where(m_col, kl_terms(b_mean_mu, b_mean_logvar, b_low), 0.0))
 
 
 @triton.jit
 def event_means(
-    p_means, mu_sum, logvar_sum, B, D, inner, col, m_col,
+    p_means, mu_sum, logvar_sum, prior, B, D, inner, col, m_col,
+    LOGVAR: tl.constexpr, ROOT: tl.constexpr,
     EVENT_COLS: tl.constexpr, CHANNELS: tl.constexpr, DTYPE: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """``column_means``, of samples beside each other, too."""
+    """``column_means``, of samples beside each other, too; prior: as wide as an event then."""
     if EVENT_COLS > 0:
         mu_sum = of_one_event(mu_sum, inner, COLS, EVENT_COLS)
         logvar_sum = of_one_event(logvar_sum, inner, COLS, EVENT_COLS)
         m_col = tl.arange(0, EVENT_COLS) < D
-        share = column_means(p_means, mu_sum, logvar_sum, B, D, 0, m_col, 1, DTYPE, EVENT_COLS)
+        share = column_means(
+            p_means, mu_sum, logvar_sum, prior, B, D, 0, m_col, LOGVAR, ROOT, 1, DTYPE, EVENT_COLS
+        )
     else:
-        share = column_means(p_means, mu_sum, logvar_sum, B, D, col, m_col, CHANNELS, DTYPE, COLS)
+        share = column_means(
+            p_means, mu_sum, logvar_sum, prior, B, D, col, m_col, LOGVAR, ROOT,
+            CHANNELS, DTYPE, COLS,
+        )  # fmt: skip
     return share
+
+
+@triton.jit
+def store_event_sums(
+    p_sums, b_sums, D, inner, col,
+    EVENT_COLS: tl.constexpr, CHANNELS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Sums of the columns of a tile, to [D]; None: not wanted."""
+    if p_sums is not None:
+        if EVENT_COLS > 0:
+            b_sums = of_one_event(b_sums, inner, COLS, EVENT_COLS)
+            o_place = tl.arange(0, EVENT_COLS)
+            m_place = o_place < D
+        else:
+            b_sums = in_event(b_sums, CHANNELS, COLS)
+            o_place, m_place = event_tile(col, D, CHANNELS, COLS)
+        tl.store(p_sums + o_place, fit(b_sums, p_sums), m_place)
 
 
 @triton.jit
@@ -90,9 +120,13 @@ def finish(
     p_means,  # [2] here; MEAN_OVER = "all" only
     p_sums,  # [3, walkers]
     p_counter,
+    p_prior_mean,  # one number each here, or None
+    p_prior_scale,
     sums,  # the walker's: of twice the KL; "batch": of twice kl_of_mean; "all": of mu, logvar
     kl_denominator,
     element_count,
+    LOGVAR: tl.constexpr,
+    ROOT: tl.constexpr,
     MEAN_OVER: tl.constexpr,
     SPLIT_COLS: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -127,7 +161,13 @@ def finish(
             mean_logvar = divide(logvar_sum, element_count.to(DTYPE))
             tl.store(p_means, mean_mu)
             tl.store(p_means + 1, mean_logvar)
-            tl.store(p_kl_of_mean, 0.5 * kl_terms(mean_mu, mean_logvar))
+            low = None
+            if p_prior_mean is not None:
+                mean_mu, mean_logvar, low, _ = from_prior(
+                    mean_mu, mean_logvar, tl.load(p_prior_mean).to(DTYPE),
+                    tl.load(p_prior_scale).to(DTYPE), LOGVAR, ROOT,
+                )  # fmt: skip
+            tl.store(p_kl_of_mean, 0.5 * kl_terms(mean_mu, mean_logvar, low))
 
 
 class Scratch(NamedTuple):

@@ -3,14 +3,15 @@
 ``idle``: the scale of N(0, 1), of which logvar is 0: what lanes without an element have.
 ``logvar(b_scale)``: logvar of a block.
 
-``terms(b_scale, m, lo, hi, CLAMP)``: logvar within [lo, hi] if CLAMP, exp(logvar / 2),
-exp(logvar) - 1 and phi(logvar); what is not used costs nothing. Outside of the mask m logvar is 0
-all the same, so that nothing is added to sums; None where that does not matter. A standard
-deviation or variance near 1 has its phi from its distance to 1: its logarithm would have lost
-digits.
+``terms(b_scale, b_prior, m, lo, hi, CLAMP)``: logvar within [lo, hi] if CLAMP, exp(logvar / 2),
+exp(r) - 1 and phi(r), r = logvar less that of a prior's scale b_prior, None for N(0, 1); what is
+not used costs nothing. Outside of the mask m logvar is 0 all the same, so that nothing is added to
+sums; None where that does not matter. Two standard deviations or variances near each other have
+their phi from u = (scale - prior) / prior: the logarithms' difference would have lost digits.
 
+``root(b_prior)``: exp(-logvar / 2).
 ``of_std(b_std)``: what 2 eps dz is multiplied by for the gradient of the scale.
-``of_logvar(b_values, b_std)``: the values times dlogvar / dscale.
+``of_logvar(b_values, b_root)``: the values times dlogvar / dscale; b_root = exp(-logvar / 2).
 
 A kernel takes each function as a constexpr of its own: from within a tuple, Triton's cache would
 not see that one has changed.
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import coefficients
-from .gaussian import divide, exp_terms, polynomial
+from .gaussian import difference, divide, exp_terms, polynomial
 
 LN_F32 = tl.constexpr(coefficients.LN_F32)
 LN_F64_LESS_FIRST = tl.constexpr(coefficients.LN_F64[:-1])
@@ -68,21 +69,48 @@ def twice(b_scale):
 
 
 @triton.jit
-def _of_logarithm(b_logvar, m, lo, hi, CLAMP: tl.constexpr):
+def _of_logarithm(b_logvar, b_prior_logvar, m, lo, hi, CLAMP: tl.constexpr):
     if CLAMP:
         b_logvar = clamped(b_logvar, m, lo, hi)
     b_std, b_expm1, b_phi = exp_terms(b_logvar)
+    if b_prior_logvar is not None:
+        b_r, b_low = difference(b_logvar, b_prior_logvar)
+        _, b_expm1, b_phi = exp_terms(b_r, b_low)
     return b_logvar, b_std, b_expm1, b_phi
 
 
 @triton.jit
-def terms_of_logvar(b_scale, m, lo, hi, CLAMP: tl.constexpr):
-    return _of_logarithm(b_scale, m, lo, hi, CLAMP)
+def terms_of_logvar(b_scale, b_prior, m, lo, hi, CLAMP: tl.constexpr):
+    return _of_logarithm(b_scale, b_prior, m, lo, hi, CLAMP)
 
 
 @triton.jit
-def terms_of_log_std(b_scale, m, lo, hi, CLAMP: tl.constexpr):
-    return _of_logarithm(2.0 * b_scale, m, lo, hi, CLAMP)
+def terms_of_log_std(b_scale, b_prior, m, lo, hi, CLAMP: tl.constexpr):
+    if b_prior is not None:
+        b_prior = 2.0 * b_prior
+    return _of_logarithm(2.0 * b_scale, b_prior, m, lo, hi, CLAMP)
+
+
+@triton.jit
+def root_of_logvar(b_prior):
+    b_root, _, _ = exp_terms(-b_prior)
+    return b_root
+
+
+@triton.jit
+def root_of_log_std(b_prior):
+    return root_of_logvar(2.0 * b_prior)
+
+
+@triton.jit
+def _psi(b_u):
+    """u - log(1 + u) for 1/sqrt(2) < 1 + u < sqrt(2), of its own digits."""
+    if b_u.dtype == tl.float64:
+        b_s = b_u / (b_u + 2.0)
+        b_s2 = b_s * b_s
+        return b_s2 * (2.0 / (1.0 - b_s) - b_s * polynomial(b_s2, LN_F64_LESS_FIRST))
+    else:
+        return b_u * b_u * (0.5 - b_u * polynomial(b_u, LN_F32))
 
 
 @triton.jit
@@ -93,7 +121,7 @@ def _log_f32(b_x):
     b_bits = b_normal.to(tl.int32, bitcast=True)
     b_k = (b_bits - SQRT_HALF_BITS) >> 23
     b_y = (b_bits - (b_k << 23)).to(tl.float32, bitcast=True) - 1.0
-    b_psi = b_y * b_y * (0.5 - b_y * polynomial(b_y, LN_F32))
+    b_psi = _psi(b_y)
     b_n = tl.where(m_tiny, b_k - 24, b_k).to(tl.float32)
     b_log = b_n * LN2_HIGH + (b_n * LN2_LOW + (b_y - b_psi))
     return b_log, b_psi
@@ -102,9 +130,7 @@ def _log_f32(b_x):
 @triton.jit
 def _log_f64(b_x):
     b_y = b_x - 1.0
-    b_s = b_y / (b_x + 1.0)
-    b_s2 = b_s * b_s
-    b_psi = b_s2 * (2.0 / (1.0 - b_s) - b_s * polynomial(b_s2, LN_F64_LESS_FIRST))
+    b_psi = _psi(b_y)
     m_near = (b_x > SQRT_HALF) & (b_x < SQRT_TWO)
     return tl.where(m_near, b_y - b_psi, tl.log(b_x)), b_psi
 
@@ -123,6 +149,33 @@ def log_terms(b_x):
 
 
 @triton.jit
+def _positive(b_prior):
+    """Or NaN: the quotient of two that are negative has a logarithm."""
+    return tl.where(b_prior < 0.0, float("nan"), b_prior)
+
+
+@triton.jit
+def ratio_terms(b_scale, b_prior):
+    """u = (scale - prior) / prior, and psi = u - log(1 + u) without cancellation near 0.
+
+    In float32 the series goes on until psi is large beside the rounding of the quotient.
+    """
+    b_prior = _positive(b_prior)
+    b_u = divide(b_scale - b_prior, b_prior)
+    b_ratio = divide(b_scale, b_prior)
+    b_log, _ = log_terms(b_ratio)
+    if b_u.dtype == tl.float64:
+        b_psi = _psi(b_u)
+        m_near = (b_ratio > SQRT_HALF) & (b_ratio < SQRT_TWO)
+    else:
+        b_s = divide(b_u, b_u + 2.0)
+        b_s2 = b_s * b_s
+        b_psi = b_s * (b_u - b_s2 * polynomial(b_s2, LN_F64_LESS_FIRST))
+        m_near = (b_ratio > 0.33333334) & (b_ratio < 3.0)
+    return b_u, tl.where(m_near, b_psi, b_u - b_log)
+
+
+@triton.jit
 def log_square(b_scale):
     """The scale is the standard deviation."""
     b_log, _ = log_terms(b_scale)
@@ -137,13 +190,16 @@ def log(b_scale):
 
 
 @triton.jit
-def _within(terms, m, lo, hi, CLAMP: tl.constexpr):
+def _within(terms, b_prior_logvar, m, lo, hi, CLAMP: tl.constexpr):
     """Those of the bound where logvar is beyond it."""
     b_logvar, b_std, b_expm1, b_phi = terms
     if CLAMP:
         b_bound = clamped(b_logvar, m, lo, hi)
         m_beyond = b_bound != b_logvar
         b_std_there, b_expm1_there, b_phi_there = exp_terms(b_bound)
+        if b_prior_logvar is not None:
+            b_r, b_low = difference(b_bound, b_prior_logvar)
+            _, b_expm1_there, b_phi_there = exp_terms(b_r, b_low)
         b_std = tl.where(m_beyond, b_std_there, b_std)
         b_expm1 = tl.where(m_beyond, b_expm1_there, b_expm1)
         b_phi = tl.where(m_beyond, b_phi_there, b_phi)
@@ -152,22 +208,42 @@ def _within(terms, m, lo, hi, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def terms_of_std(b_scale, m, lo, hi, CLAMP: tl.constexpr):
-    b_far = b_scale - 1.0
+def terms_of_std(b_scale, b_prior, m, lo, hi, CLAMP: tl.constexpr):
     b_log, b_psi = log_terms(b_scale)
-    b_expm1 = b_far * (b_scale + 1.0)
+    b_prior_logvar = None
+    if b_prior is None:
+        b_far = b_scale - 1.0
+        b_expm1 = b_far * (b_scale + 1.0)
+    else:
+        b_far, b_psi = ratio_terms(b_scale, b_prior)
+        b_expm1 = b_far * (b_far + 2.0)
+        if CLAMP:
+            b_prior_logvar = log_square(b_prior)
     terms = (2.0 * b_log, b_scale, b_expm1, b_far * b_far + 2.0 * b_psi)
-    return _within(terms, m, lo, hi, CLAMP)
+    return _within(terms, b_prior_logvar, m, lo, hi, CLAMP)
 
 
 @triton.jit
-def terms_of_var(b_scale, m, lo, hi, CLAMP: tl.constexpr):
-    b_log, b_psi = log_terms(b_scale)
-    if b_scale.dtype == tl.float64:
-        b_std = tl.sqrt(b_scale)
+def _sqrt(b_x):
+    if b_x.dtype == tl.float64:
+        b_root = tl.sqrt(b_x)
     else:
-        b_std = tl.sqrt_rn(b_scale)
-    return _within((b_log, b_std, b_scale - 1.0, b_psi), m, lo, hi, CLAMP)
+        b_root = tl.sqrt_rn(b_x)
+    return b_root
+
+
+@triton.jit
+def terms_of_var(b_scale, b_prior, m, lo, hi, CLAMP: tl.constexpr):
+    b_log, b_psi = log_terms(b_scale)
+    b_std = _sqrt(b_scale)
+    b_prior_logvar = None
+    if b_prior is None:
+        b_far = b_scale - 1.0
+    else:
+        b_far, b_psi = ratio_terms(b_scale, b_prior)
+        if CLAMP:
+            b_prior_logvar = log(b_prior)
+    return _within((b_log, b_std, b_far, b_psi), b_prior_logvar, m, lo, hi, CLAMP)
 
 
 @triton.jit
@@ -191,24 +267,33 @@ def reciprocal(b_x):
 
 
 @triton.jit
-def logvar_of_logvar(b_values, b_std):
+def root_of_std(b_prior):
+    return reciprocal(_positive(b_prior))
+
+
+@triton.jit
+def root_of_var(b_prior):
+    return reciprocal(_sqrt(b_prior))
+
+
+@triton.jit
+def logvar_of_logvar(b_values, b_root):
     return b_values
 
 
 @triton.jit
-def logvar_of_log_std(b_values, b_std):
+def logvar_of_log_std(b_values, b_root):
     return 2.0 * b_values
 
 
 @triton.jit
-def logvar_of_std(b_values, b_std):
-    return 2.0 * b_values * reciprocal(b_std)
+def logvar_of_std(b_values, b_root):
+    return 2.0 * b_values * b_root
 
 
 @triton.jit
-def logvar_of_var(b_values, b_std):
-    b_precision = reciprocal(b_std)  # its root: the one division of an element
-    return b_values * b_precision * b_precision
+def logvar_of_var(b_values, b_root):
+    return b_values * b_root * b_root
 
 
 class Form(NamedTuple):
@@ -216,14 +301,17 @@ class Form(NamedTuple):
 
     idle: float
     logvar: Any
+    root: Any
     terms: Any
     of_std: Any
     of_logvar: Any
 
 
 FORMS = {
-    "logvar": Form(0.0, same, terms_of_logvar, std_of_logvar, logvar_of_logvar),
-    "log_std": Form(0.0, twice, terms_of_log_std, std_of_log_std, logvar_of_log_std),
-    "std": Form(1.0, log_square, terms_of_std, std_of_std, logvar_of_std),
-    "var": Form(1.0, log, terms_of_var, reciprocal, logvar_of_var),
+    "logvar": Form(0.0, same, root_of_logvar, terms_of_logvar, std_of_logvar, logvar_of_logvar),
+    "log_std": Form(
+        0.0, twice, root_of_log_std, terms_of_log_std, std_of_log_std, logvar_of_log_std
+    ),
+    "std": Form(1.0, log_square, root_of_std, terms_of_std, std_of_std, logvar_of_std),
+    "var": Form(1.0, log, root_of_var, terms_of_var, reciprocal, logvar_of_var),
 }

@@ -7,7 +7,8 @@ With phi(l) = e^l - 1 - l, k(m, l) = (m^2 + phi(l)) / 2 in nats, and eps of ``ph
     kl_of_mean  = sum_j k(mean_b mu[b, j], mean_b logvar[b, j])            MEAN_OVER = "batch"
                 = k(mean_bj mu, mean_bj logvar)                             MEAN_OVER = "all"
 
-Reads mu, the scale (eps if given); writes z; of size D or B only the means and kl rows.
+Against a prior k is what ``prior`` says. Reads mu, the scale (eps, a prior if given); writes z; of
+size D or B only the means and kl rows.
 
 Grid (walkers, row ranges): a program walks down its rows with sums in registers, and where there is
 one range may go on to further column tiles. Sums are finished by the last program to arrive: over
@@ -20,8 +21,9 @@ import triton.language as tl
 
 from .finish import ROW_BLOCK, add_ranges, event_means, finish
 from .philox import normal_tile
+from .prior import prior_columns, prior_tile
 from .reduction import GROUP, arrive, column_sums, row_sums
-from .tile import columns, offsets, program, rows_of_columns, strides
+from .tile import columns, event_columns, fit, offsets, program, rows_of_columns, strides
 
 
 @triton.jit(
@@ -38,12 +40,14 @@ from .tile import columns, offsets, program, rows_of_columns, strides
         "n_tiles",
         "lines",
     ],
-    do_not_specialize_on_alignment=strides("mu", "scale", "eps", "z"),
+    do_not_specialize_on_alignment=strides("mu", "scale", "eps", "z", "prior_mean", "prior_scale"),
 )
 def forward_kernel(
     p_mu,  # [B, D]
     p_scale,  # [B, D], in the form of TERMS
     p_eps,  # [B, D], or None: drawn here
+    p_prior_mean,  # [B, D] or, if SHARED, [D]; None as is its scale: N(0, I)
+    p_prior_scale,
     p_z,  # [B, D], or None: not wanted
     p_kl,  # [B] if PER_ROW, else [], or None
     p_kl_of_mean,  # [], or None exactly if MEAN_OVER = "none"
@@ -71,6 +75,8 @@ def forward_kernel(
     scale_row, scale_outer, scale_inner,
     eps_row, eps_outer, eps_inner,
     z_row, z_outer, z_inner,
+    prior_mean_row, prior_mean_outer, prior_mean_inner,  # None where there is no prior
+    prior_scale_row, prior_scale_outer, prior_scale_inner,
     PER_ROW: tl.constexpr,  # kl is wanted for each sample
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
     SPLIT_ROWS: tl.constexpr,  # there are several row ranges
@@ -78,8 +84,11 @@ def forward_kernel(
     WALKS: tl.constexpr,  # and each has several column tiles
     ROW_PARTS: tl.constexpr,  # row_parts of the walkers
     IDLE: tl.constexpr,  # of the scale: what forms.py has
+    LOGVAR: tl.constexpr,  # None where there is no prior
+    ROOT: tl.constexpr,
     TERMS: tl.constexpr,
     CLAMP: tl.constexpr,  # logvar is bounded
+    SHARED: tl.constexpr,  # the prior is all samples'
     EVENT_COLS: tl.constexpr,  # that hold an event, of samples beside each other; else 0
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
@@ -129,6 +138,15 @@ def forward_kernel(
         m_col = o_col < width
         if EVENT_COLS > 0:
             b_rows = rows_of_columns(o_col, inner, beside, B, D)
+            m_col = b_rows > 0
+        if SHARED:
+            b_prior_mean, b_prior = prior_columns(
+                p_prior_mean, p_prior_scale, o_col, m_col, inner,
+                prior_mean_outer, prior_mean_inner, prior_scale_outer, prior_scale_inner,
+                IDLE, SPLIT_EVENT, UNIT, DTYPE,
+            )  # fmt: skip
+            b_prior_mean, b_prior = b_prior_mean[None, :], b_prior[None, :]
+            b_prior_root = ROOT(b_prior)
         if WALKS and KL_ROWS:
             tl.debug_barrier()  # each thread reads what others have left of the tile before
         for row in range(first_row, first_row + rows_per_range, BLOCK_ROWS):
@@ -143,9 +161,23 @@ def forward_kernel(
             )
             b_mu = tl.load(p_mu + o_mu, m_tile, 0.0).to(DTYPE)
             b_scale = tl.load(p_scale + o_scale, m_tile, IDLE).to(DTYPE)
-            b_logvar, b_std, _, b_phi = TERMS(b_scale, m_tile, lo, hi, CLAMP)
+            if p_prior_mean is None:
+                b_prior, b_far = None, b_mu
+            else:
+                if not SHARED:
+                    b_prior_mean, b_prior = prior_tile(
+                        p_prior_mean, p_prior_scale, o_row, o_col, m_tile, inner,
+                        prior_mean_row, prior_mean_outer, prior_mean_inner,
+                        prior_scale_row, prior_scale_outer, prior_scale_inner,
+                        IDLE, SPLIT_EVENT, UNIT, DTYPE,
+                    )  # fmt: skip
+                    b_prior_root = ROOT(b_prior)
+                b_far = (b_mu - b_prior_mean) * b_prior_root
+            b_logvar, b_std, _, b_phi = TERMS(b_scale, b_prior, m_tile, lo, hi, CLAMP)
 
-            b_terms = b_mu * b_mu + b_phi
+            b_terms = b_far * b_far + b_phi
+            if SHARED:  # rows that are not there are not at the prior
+                b_terms = tl.where(m_tile, b_terms, 0.0)
             if KL_TOTAL:
                 b_kl_sum += b_terms
             if MEAN_OVER != "none":
@@ -163,7 +195,7 @@ def forward_kernel(
                         seed, offset, o_row, col, width, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
                     )
                 o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT, UNIT)
-                tl.store(p_z + o_z, b_mu + b_std * b_eps, m_tile)
+                tl.store(p_z + o_z, fit(b_mu + b_std * b_eps, p_z), m_tile)
 
             if KL_ROWS:
                 b_row_kl = 0.5 * tl.sum(b_terms, axis=1)
@@ -179,8 +211,14 @@ def forward_kernel(
         if MEAN_OVER == "batch" and not SPLIT_ROWS:
             b_mu = column_sums(b_mu_sum)
             b_logvar = column_sums(b_logvar_sum)
+            o_prior, m_prior = event_columns(o_col, m_col, D, EVENT_COLS)
+            prior = prior_columns(
+                p_prior_mean, p_prior_scale, o_prior, m_prior, inner,
+                prior_mean_outer, prior_mean_inner, prior_scale_outer, prior_scale_inner,
+                IDLE, SPLIT_EVENT, UNIT, DTYPE,
+            )  # fmt: skip
             of_mean_sum += event_means(
-                p_means, b_mu, b_logvar, B, D, inner, col, m_col,
+                p_means, b_mu, b_logvar, prior, B, D, inner, col, m_col, LOGVAR, ROOT,
                 EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
             )  # fmt: skip
             if WALKS:
@@ -229,14 +267,21 @@ def forward_kernel(
                 n = tl.cdiv(n, GROUP)
         if is_last:
             if SPLIT_ROWS and MEAN_OVER == "batch":
+                o_prior, m_prior = event_columns(o_col, m_col, D, EVENT_COLS)
+                prior = prior_columns(
+                    p_prior_mean, p_prior_scale, o_prior, m_prior, inner,
+                    prior_mean_outer, prior_mean_inner, prior_scale_outer, prior_scale_inner,
+                    IDLE, SPLIT_EVENT, UNIT, DTYPE,
+                )  # fmt: skip
                 of_mean_sum = event_means(
-                    p_means, mu_sums, logvar_sums, B, D, inner, col, m_col,
+                    p_means, mu_sums, logvar_sums, prior, B, D, inner, col, m_col, LOGVAR, ROOT,
                     EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
                 )  # fmt: skip
             elif SPLIT_ROWS:
                 of_mean_sum, logvar_sum = mu_sums, logvar_sums
             finish(
                 p_kl if KL_TOTAL else None, p_kl_of_mean, p_means, p_scratch, p_counters,
+                p_prior_mean, p_prior_scale,
                 (kl_sum, of_mean_sum, logvar_sum), kl_denominator, B.to(tl.int64) * D,
-                MEAN_OVER, SPLIT_COLS, DTYPE,
+                LOGVAR, ROOT, MEAN_OVER, SPLIT_COLS, DTYPE,
             )  # fmt: skip

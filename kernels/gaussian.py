@@ -54,16 +54,34 @@ def divide(b_x, b_y):
 
 
 @triton.jit
-def exp_terms(b_logvar):
-    """exp(logvar / 2), exp(logvar) - 1, phi(logvar); what is not used costs nothing."""
+def exp_terms(b_logvar, b_low=None):
+    """exp(logvar / 2), exp(logvar) - 1, phi(logvar); what is not used costs nothing.
+
+    b_low: what rounding has taken from logvar, or None.
+    """
     if b_logvar.dtype == tl.float64:
         return _exp_terms_f64(b_logvar)
     else:
-        return _exp_terms_f32(b_logvar)
+        return _exp_terms_f32(b_logvar, b_low)
 
 
 @triton.jit
-def _exp_terms_f32(b_logvar):
+def difference(b_x, b_y):
+    """x - y, and what rounding has taken from it (Knuth's two-sum): of logarithms some 10 apart, as
+    much as a KL's budget. (Not taken in float64.)
+    """
+    b_difference = b_x - b_y
+    if b_x.dtype == tl.float64:
+        b_low = tl.zeros_like(b_difference)
+    else:
+        b_near = b_difference + b_y
+        b_low = (b_x - b_near) - (b_y - (b_near - b_difference))
+        b_low = tl.where(b_low == b_low, b_low, 0.0)  # of infinities
+    return b_difference, b_low
+
+
+@triton.jit
+def _exp_terms_f32(b_logvar, b_low_part):
     m_small = tl.abs(b_logvar) <= 1.0
     # n stays in [-127, 127], where 2^n is 0 or a float32; past 127, r grows until all is inf.
     b_low = tl.maximum(b_logvar, -176.0, propagate_nan=tl.PropagateNan.ALL)
@@ -72,6 +90,8 @@ def _exp_terms_f32(b_logvar):
     b_n = b_round - ROUND
     b_r = b_low - b_n * TWO_LN2_HIGH
     b_r = b_r - b_n * TWO_LN2_LOW
+    if b_low_part is not None:
+        b_r += b_low_part
     b_psi = b_r * b_r * polynomial(b_r, EXP_F32)
     b_q = b_r * 0.5 + b_psi
     b_q2 = b_q * b_q
@@ -96,14 +116,14 @@ def _exp_terms_f64(b_logvar):
 
 
 @triton.jit
-def expm1(b_logvar):
+def expm1(b_logvar, b_low=None):
     """exp(logvar) - 1."""
-    _, b_expm1, _ = exp_terms(b_logvar)
+    _, b_expm1, _ = exp_terms(b_logvar, b_low)
     return b_expm1
 
 
 @triton.jit
-def kl_terms(b_mu, b_logvar):
+def kl_terms(b_mu, b_logvar, b_low=None):
     """Twice the KL of each element."""
-    _, _, b_phi = exp_terms(b_logvar)
+    _, _, b_phi = exp_terms(b_logvar, b_low)
     return b_mu * b_mu + b_phi

@@ -35,11 +35,20 @@ def offsets(
     SPLIT: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Element offsets of rows x columns; as wide as the row and column indices."""
+    o_event = event_offsets(o_col, inner, stride_outer, stride_inner, SPLIT, UNIT)
+    return (o_row * UNIT)[:, None] * stride_row + o_event[None, :]
+
+
+@triton.jit
+def event_offsets(
+    o_col, inner, stride_outer, stride_inner, SPLIT: tl.constexpr, UNIT: tl.constexpr
+):
+    """Of columns, from where their row begins."""
     if SPLIT:
         o_event = (o_col // inner) * UNIT * stride_outer + (o_col % inner) * stride_inner
     else:
         o_event = o_col * stride_inner
-    return (o_row * UNIT)[:, None] * stride_row + o_event[None, :]
+    return o_event
 
 
 @triton.jit
@@ -85,6 +94,15 @@ def of_one_event(b_sums, inner, COLS: tl.constexpr, EVENT_COLS: tl.constexpr):
     o_place = tl.arange(0, COLS) % inner
     m_tile = o_place[:, None] == tl.arange(0, EVENT_COLS)[None, :]
     return column_sums(tl.where(m_tile, b_sums[:, None], 0.0))
+
+
+@triton.jit
+def event_columns(o_col, m_col, D, EVENT_COLS: tl.constexpr):
+    """Columns of one event, and which of them there are; o_col and m_col are a tile's."""
+    if EVENT_COLS > 0:
+        o_col = tl.arange(0, EVENT_COLS)
+        m_col = o_col < D
+    return o_col, m_col
 
 
 @triton.jit

@@ -21,6 +21,13 @@ SEED = 0x1234_5678_9ABC
 NUMBER = torch.tensor(0.3)
 
 
+def scale_of(name, logvar):
+    """A logvar in a form, in its dtype."""
+    wide = logvar.double()
+    values = {"logvar": wide, "log_std": wide / 2, "std": (wide / 2).exp(), "var": wide.exp()}
+    return values[name].to(logvar.dtype)
+
+
 def check_beside_eager(shape, upstream, device, *, memory="contiguous", **options):
     """Values and gradients of the triton backend, of noise that is the same; `upstream` says of
     which outputs.
@@ -55,13 +62,6 @@ def check_beside_eager(shape, upstream, device, *, memory="contiguous", **option
         torch.testing.assert_close(a, b, rtol=2e-6, atol=3e-6)
     for a, b in zip(found.gradients, expected.gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
-
-
-def scale_of(name, logvar):
-    """A logvar in a form, in its dtype."""
-    wide = logvar.double()
-    values = {"logvar": wide, "log_std": wide / 2, "std": (wide / 2).exp(), "var": wide.exp()}
-    return values[name].to(logvar.dtype)
 
 
 def compute_dtype(*tensors):

@@ -43,12 +43,14 @@ class Case(NamedTuple):
     mean_over: str = "batch"
     layout: str = "contiguous"
     scale: float = 1.0
+    has_prior: bool = False  # one for all samples
 
     def __str__(self) -> str:
         options = [str(list(self.shape)), str(self.dtype).removeprefix("torch.")]
         options += [self.reduction, f"over {self.mean_over}"]
         options += [self.layout] if self.layout != "contiguous" else []
         options += [f"scale {self.scale:g}"] if self.scale != 1 else []
+        options += ["to a prior"] if self.has_prior else []
         return " ".join(options)
 
 
@@ -59,9 +61,14 @@ CASES = (
     Case((9, 10), torch.float64, reduction="sum"),
     Case((2, 4, 3, 8), layout="channels_last"),
     Case((33, 10), reduction="none", scale=1e-4),  # a posterior that has collapsed
+    Case((33, 10), has_prior=True),
 )
 #: Several programs along rows and columns; minutes under Triton's interpreter.
-LARGE_CASES = (Case((1000, 700)), Case((130, 3000), torch.bfloat16, reduction="none"))
+LARGE_CASES = (
+    Case((1000, 700)),
+    Case((130, 3000), torch.bfloat16, reduction="none"),
+    Case((1000, 700), has_prior=True),
+)
 
 
 @dataclass
@@ -142,13 +149,19 @@ def _errors(case: Case, backend: str, device: str) -> tuple[dict[str, float], fl
         case.shape, dtype=case.dtype, scale=case.scale, layout=case.layout, device=device
     )
     options: dict[str, Any] = {"reduction": case.reduction, "mean_over": case.mean_over}
-    out, upstream, (dmu, dlogvar) = step(
-        lambda m, v: reparameterize_kl(m, v, seed=SEED, backend=backend, **options), (mu, logvar)
+    prior: Any = ()
+    if case.has_prior:
+        prior = make_inputs(case.shape[1:], dtype=case.dtype, device=device, seed=1)
+    out, upstream, found = step(
+        lambda m, v, *p: reparameterize_kl(
+            m, v, prior=p or None, seed=SEED, backend=backend, **options
+        ),
+        (mu, logvar, *prior),
     )
 
     batch = case.shape[0]
     eps = normal(SEED, SEED_OFFSET, batch, mu.numel() // batch).reshape(case.shape)
-    oracle = Oracle(to_numpy(mu), to_numpy(logvar), eps, **options)
+    oracle = Oracle(to_numpy(mu), to_numpy(logvar), eps, prior=prior or None, **options)
     dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
     gradients = oracle.gradients(*upstream)
     bounds = gradient_bounds(oracle, dtype, case.dtype, *upstream, drawn=True)
@@ -159,9 +172,9 @@ def _errors(case: Case, backend: str, device: str) -> tuple[dict[str, float], fl
         "z": worst(out.z, oracle.z, z_bound),
         "kl": worst(out.kl, oracle.kl, KL_BUDGET[dtype] * oracle.kl),
         "kl_of_mean": worst(out.kl_of_mean, oracle.kl_of_mean, kl_of_mean_bound(oracle, dtype)),
-        "dmu": worst(dmu, gradients["dmu"], bounds["dmu"]),
-        "dlogvar": worst(dlogvar, gradients["dlogvar"], bounds["dlogvar"]),
     }
+    for name, gradient in zip(("dmu", "dlogvar", "dprior_mean", "dprior_scale"), found):
+        errors[name] = worst(gradient, gradients[name], bounds[name])
     report, expected = diagnose(mu, logvar, backend=backend), diagnostics(mu, logvar)
     size = DIAGNOSE_BUDGET * expected["kl_dims"]
     for name in ("kl_dims", "aggregate_kl_dims", "information_dims"):

@@ -25,31 +25,34 @@ from ._spec import (
     compute_dtype,
     from_text,
     halves,
+    needed,
     sample_dtype,
     sizes,
     to_text,
 )
 from .backends.memory import empty_like
 
-#: (mu, logvar, eps) or, packed, (moments, None, eps); eps is None where it is drawn.
-Storage = tuple[Tensor, Tensor | None, Tensor | None]
+#: (mu, logvar, eps, *prior) or, packed, (moments, None, eps, *prior); None for what there is not.
+Storage = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+#: A gradient for each of its tensors, or None.
+OfStorage = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def operands(spec: Spec, storage: Storage) -> Operands:
     """Views of the tensors that were handed in."""
     if type(storage) is Operands:
         return storage
-    first, second, eps = storage
+    first, second, *others = storage
     if spec.packed is None and second is not None:
-        return Operands(first, second, eps)
-    mu, scale = halves(first, spec.packed or 0)
-    return Operands(mu, scale, eps)
+        return Operands(first, second, *others)
+    return Operands(*halves(first, spec.packed or 0), *others)
 
 
 def stored(spec: Spec, present: Sequence[Any]) -> Any:
     """A storage, or what there is of each tensor of one, from a list of those that there are."""
-    eps = present[-1] if spec.has_eps else None
-    return present[0], None if spec.packed is not None else present[1], eps
+    left = iter(present)
+    is_there = (True, spec.packed is None, spec.has_eps, spec.prior is not None)
+    return tuple(next(left) if there else None for there in (*is_there, is_there[-1]))
 
 
 def _wanted(spec: Spec) -> tuple[bool, ...]:
@@ -79,21 +82,21 @@ def call_forward(spec: Spec, storage: Storage, source: Source) -> tuple[Outputs,
 
 def call_backward(
     spec: Spec, storage: Storage, saved: Saved, upstream: Outputs, needs: Needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> OfStorage:
     there = [(t, need) for t, need in zip(storage, needs) if t is not None]
     tensors, given = [t for t, _ in there], [need for _, need in there]
     results = torch.ops.vaekl.reparameterize_kl_backward(
         tensors, list(upstream), list(saved), to_text(spec), given
     )
     left = iter(results)
-    found = [next(left) if is_given else None for is_given in _returned(spec, upstream.z, given)]
-    first, second, eps = stored(spec, found)
-    return first, second, eps
+    found = [next(left) if is_given else None for is_given in _returned(spec, upstream, given)]
+    of_storage: OfStorage = stored(spec, found)
+    return of_storage
 
 
 def backward(
     spec: Spec, storage: Storage, saved: Saved, upstream: Outputs, needs: Needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> OfStorage:
     """Gradients of the storage by the backend; of packed moments in one tensor, and no copy."""
     x = operands(spec, storage)
     if spec.packed is None:
@@ -103,19 +106,19 @@ def backward(
     if needs.mu:
         whole = empty_like(moments, moments.dtype)
         into = Into(*halves(whole, spec.packed))
-    both = Needs(needs.mu, needs.mu, needs.eps)
-    return whole, None, _plans.backward(spec, x, saved, upstream, both, into).eps
+    both = needs._replace(scale=needs.mu)
+    return whole, None, *_plans.backward(spec, x, saved, upstream, both, into)[2:]
 
 
 def _checked(spec: Spec, tensors: list[Tensor]) -> Operands:
     """The operands of a program's call. It may be wrong, and its kind be known all the same."""
-    count = (1 if spec.packed is not None else 2) + spec.has_eps
+    count = (1 if spec.packed is not None else 2) + spec.has_eps + 2 * (spec.prior is not None)
     if len(tensors) != count:
         raise ValueError(f"this spec is of {count} tensors, got {len(tensors)}")
     if spec.packed is not None:
         _validate.moments(tensors[0], spec.packed)
     x = operands(spec, stored(spec, tensors))
-    _validate.parameters(x, spec.batch_dims)
+    _validate.parameters(x, spec.batch_dims, spec.prior)
     return x
 
 
@@ -167,7 +170,7 @@ def _forward_fake(
     rows = mu.shape[: spec.batch_dims] if spec.reduction == "none" else ()
     means = (2, event) if spec.mean_over == "batch" else (2,)
     results = (
-        torch.empty_like(mu, dtype=sample_dtype(*x)),
+        torch.empty_like(mu, dtype=sample_dtype(*x[:3])),
         mu.new_empty(rows, dtype=dtype),
         mu.new_empty((), dtype=dtype),
         mu.new_empty(2, dtype=torch.int64),
@@ -202,14 +205,17 @@ def _backward_fake(
     """Gradients look like what they are of."""
     return [
         torch.empty_like(t)
-        for t, need in zip(storage, _returned(from_text(text), upstream[0], needs))
+        for t, need in zip(storage, _returned(from_text(text), Outputs(*upstream), needs))
         if need
     ]
 
 
-def _returned(spec: Spec, dz: Tensor | None, needs: Sequence[bool]) -> list[bool]:
-    """Which gradients the backward operator returns: that of eps comes from dz alone."""
-    return [*needs[:-1], needs[-1] and (dz is not None or not spec.has_eps)]
+def _returned(spec: Spec, upstream: Outputs, needs: Sequence[bool]) -> list[bool]:
+    """Which gradients the backward operator returns."""
+    given = Needs(*(bool(need) for need in stored(spec, needs)))
+    found = needed(given, upstream)
+    there = stored(spec, [True] * len(needs))
+    return [need for need, is_there in zip(found, there) if is_there]
 
 
 # The first tensor by itself: where a draw is made again in backward, torch looks there for the

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _operators, _plans, _registry, _roads
 from ._noise import philox_normal
-from ._operators import Storage, named, operands, stored
+from ._operators import OfStorage, Storage, named, operands, stored
 from ._spec import (
     Key,
     Needs,
@@ -50,7 +50,7 @@ def _refuse_to_compile(generator: torch.Generator | None) -> None:
         torch._dynamo.graph_break(msg="generator= cannot be compiled: leave it out, or use seed=")
 
 
-_needs = lru_cache(Needs)  # there are eight, and a lookup takes half the time of making one
+_needs = lru_cache(Needs)  # there are few, and a lookup takes half the time of making one
 
 
 def _keep(
@@ -58,31 +58,42 @@ def _keep(
 ) -> list[Tensor]:
     """For backward: the storage by reference, and what the backend saved.
 
-    Returns the outputs that have no gradient: of eps alone the KLs have none.
+    Returns the outputs that have no gradient: of eps alone the KLs have none, z of a prior.
     """
     outputs, saved = results
     ctx.spec = spec
     ctx.set_materialize_grads(False)
-    of_first, of_second, _ = needs
-    first, second, eps = storage
-    if eps is not None or not of_first or not (of_second or second is None):
-        first, second, eps = _kept(spec, storage, needs)
-    key, means, noise = saved
-    ctx.save_for_backward(first, second, eps, key, means, noise)
+    of_first, of_second, of_eps, of_prior_mean, of_prior_scale = needs
+    if (
+        storage[2] is not None
+        or spec.prior is not None
+        or not of_first
+        or not (of_second or storage[1] is None)
+    ):
+        storage = _kept(spec, storage, needs)
+    ctx.save_for_backward(*storage, *saved)
     if of_first or of_second:
         return []
-    return [t for t in outputs[1:] if t is not None]
+    of_prior = of_prior_mean or of_prior_scale
+    constants = (None if of_eps else outputs.z, *(() if of_prior else outputs[1:]))
+    return [t for t in constants if t is not None]
 
 
 def _kept(spec: Spec, storage: Storage, needs: Needs) -> Storage:
     """What to save of an input: of one that no needed gradient reads, all but its values."""
-    first, second, eps = storage
-    is_read = spec.packed is not None or needs.scale or needs.eps
-    first = _readable(first) if needs.mu or spec.packed is not None else _hollow(first)
+    first, second, *others = storage
+    of_prior = spec.prior is not None
+    is_read = spec.packed is not None or needs.scale or needs.eps or of_prior
+    of_first = needs.mu or spec.packed is not None or of_prior
+    eps, prior_mean, prior_scale = (
+        None if t is None else _readable(t) if is_read else _hollow(t) for t in others
+    )
     return (
-        first,
+        _readable(first) if of_first else _hollow(first),
         None if second is None else _readable(second) if is_read else _hollow(second),
-        None if eps is None else _readable(eps) if is_read else _hollow(eps),
+        eps,
+        prior_mean,
+        prior_scale,
     )
 
 
@@ -95,15 +106,14 @@ def _hollow(tensor: Tensor) -> Tensor:
     return tensor.new_empty(()).expand(tensor.shape)
 
 
-def _gradients(
-    ctx: Any, upstream: Outputs, needs: Needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, upstream: Outputs, needs: Needs) -> OfStorage:
     """Of the storage, by the road that backward finds."""
     dz, dkl, dkl_of_mean = upstream
     if dz is None and dkl is None and dkl_of_mean is None:
-        return None, None, None
-    first, second, eps, key, means, noise = ctx.saved_tensors
-    spec, saved, storage = ctx.spec, Saved(key, means, noise), (first, second, eps)
+        return None, None, None, None, None
+    first, second, eps, prior_mean, prior_scale, key, means, noise = ctx.saved_tensors
+    spec, saved = ctx.spec, Saved(key, means, noise)
+    storage: Storage = (first, second, eps, prior_mean, prior_scale)
     road: _roads.Road = "composed"  # for create_graph: formulas that torch can see into
     if not torch.is_grad_enabled():
         road = _roads.road(dz, dkl, dkl_of_mean, *storage)
@@ -115,12 +125,14 @@ def _gradients(
     redrawn = Saved(noise=drawn_noise(spec, x, saved))
     if spec.packed is None:
         return formulas.gradients(spec, x, redrawn, upstream, needs)
-    both = Needs(needs.mu, needs.mu, needs.eps)
-    d_mu, d_scale, d_eps = formulas.gradients(spec, x, redrawn, upstream, both)
+    both = needs._replace(scale=needs.mu)
+    d_mu, d_scale, d_eps, d_mean, d_prior_scale = formulas.gradients(
+        spec, x, redrawn, upstream, both
+    )
     whole = None
     if d_mu is not None and d_scale is not None:
         whole = torch.cat([d_mu, d_scale], spec.packed)
-    return whole, None, d_eps
+    return whole, None, d_eps, d_mean, d_prior_scale
 
 
 def drawn_noise(spec: Spec, x: Operands, saved: Saved) -> Tensor | None:
@@ -140,8 +152,7 @@ class ReparameterizeKLFunction(torch.autograd.Function):
         """One forward launch. `rest`, as one argument, costs autograd less than three."""
         spec, source, storage = rest
         results = _plans.forward(spec, operands(spec, storage), source)
-        _, of_first, of_second, of_eps = ctx.needs_input_grad
-        needs = _needs(of_first, of_second, of_eps)
+        needs = _needs(*ctx.needs_input_grad[1:])
         constants = _keep(ctx, spec, storage, results, needs)
         if constants:
             ctx.mark_non_differentiable(*constants)
@@ -151,8 +162,7 @@ class ReparameterizeKLFunction(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """One backward launch."""
         dz, dkl, dkl_of_mean = upstream
-        _, of_first, of_second, of_eps = ctx.needs_input_grad
-        needs = _needs(of_first, of_second, of_eps)
+        needs = _needs(*ctx.needs_input_grad[1:])
         return None, *_gradients(ctx, Outputs(dz, dkl, dkl_of_mean), needs)
 
 
@@ -175,9 +185,9 @@ def _operator_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ..
     found, _ = named(ctx.spec, upstream)
     of_first, of_others, *_ = ctx.needs_input_grad
     needs = stored(ctx.spec, [of_first, *of_others])
-    first, second, eps = _gradients(ctx, found, Needs(*(bool(need) for need in needs)))
-    others = [eps] if ctx.spec.packed is not None else [second, eps]
-    return first, others[: len(of_others)], None, None, None
+    first, *others = _gradients(ctx, found, Needs(*(bool(need) for need in needs)))
+    there = stored(ctx.spec, [True] * (1 + len(of_others)))[1:]
+    return first, [t for t, is_there in zip(others, there) if is_there], None, None, None
 
 
 _registry.differentiate("reparameterize_kl", _operator_backward, _operator_context)

@@ -25,6 +25,7 @@ from ._spec import (
     Source,
     Spec,
     compute_dtype,
+    needed,
     sizes,
 )
 from .backends import layout
@@ -74,12 +75,14 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
         TypeError, ValueError: As ``reparameterize_kl``, for its tensors and batch_dims.
         ImportError: The backend's library is not there.
     """
-    mu, scale, eps = x
+    mu, scale, eps, prior_mean, prior_scale = x
     is_sized = backends.registry[spec.backend].is_sized or mu.numel() == 0
-    kind = (
+    kind: Any = (
         spec, _signature(mu, is_sized), _signature(scale, is_sized),
         None if eps is None else _signature(eps, is_sized),
     )  # fmt: skip
+    if prior_mean is not None and prior_scale is not None:
+        kind = (kind, _signature(prior_mean, is_sized), _signature(prior_scale, is_sized))
     plan = _forward.get(kind)
     if plan is None:
         plan = _plan_forward(spec, x)
@@ -88,7 +91,7 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
 
 
 def _plan_forward(spec: Spec, x: Operands) -> Forward:
-    _validate.parameters(x, spec.batch_dims)
+    _validate.parameters(x, spec.batch_dims, spec.prior)
     if x.mu.numel() == 0 and spec.backend != backends.FALLBACK:
         return _plan_nothing(spec, x)
     return backends.get(spec.backend).forward(spec, x)
@@ -118,10 +121,10 @@ def backward(
 
     ``into`` has the shape and dtype of mu; both gradients are needed then.
     """
-    mu, scale, eps = x
+    mu, scale, eps, prior_mean, prior_scale = x
     dz, dkl, dkl_of_mean = upstream
     is_sized = backends.registry[spec.backend].is_sized or mu.numel() == 0
-    kind = (
+    kind: Any = (
         spec,
         needs,
         _signature(mu, is_sized),
@@ -132,6 +135,8 @@ def backward(
         None if dkl_of_mean is None else dkl_of_mean.dtype,
         None if into is None else (into.mu.stride(), into.scale.stride()),
     )
+    if prior_mean is not None and prior_scale is not None:
+        kind = (kind, _signature(prior_mean, is_sized), _signature(prior_scale, is_sized))
     plan = _backward.get(kind)
     if plan is None:
         plan = _plan_backward(spec, x, upstream, needs, into)
@@ -147,7 +152,7 @@ def backward(
 def _plan_backward(
     spec: Spec, x: Operands, upstream: Outputs, needs: Needs, into: Into | None
 ) -> Backward:
-    needs = needs._replace(eps=needs.eps and upstream.z is not None)
+    needs = needed(needs, upstream)
     backend = spec.backend
     if x.mu.numel() == 0 and backend != backends.FALLBACK:
         return _plan_back_from_nothing(spec, x, upstream, needs, into)

@@ -13,11 +13,13 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class Operands(NamedTuple):
-    """The tensors of a call, of one shape."""
+    """The tensors of a call, of one shape, but a prior that all samples share has the event's."""
 
     mu: Tensor  # [*batch, *event]
     scale: Tensor  # logvar, in the form that the Spec says
     eps: Tensor | None = None
+    prior_mean: Tensor | None = None
+    prior_scale: Tensor | None = None  # in the same form
 
 
 class Gradients(NamedTuple):
@@ -26,14 +28,18 @@ class Gradients(NamedTuple):
     mu: Tensor | None = None
     scale: Tensor | None = None
     eps: Tensor | None = None
+    prior_mean: Tensor | None = None
+    prior_scale: Tensor | None = None
 
 
 class Needs(NamedTuple):
-    """Which gradients are needed: of the operands, or of the three tensors of a storage."""
+    """Which gradients are needed: of the operands, or of the tensors of a storage."""
 
     mu: bool
     scale: bool
     eps: bool
+    prior_mean: bool = False
+    prior_scale: bool = False
 
 
 class Into(NamedTuple):
@@ -94,20 +100,21 @@ class Spec(NamedTuple):
     backend: str
     has_eps: bool = False
     packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
+    prior: str | None = None  # N(0, I), or one for each "sample", or one "event" for all of them
 
 
 def to_text(spec: Spec) -> str:
     """What ``from_text`` makes the same Spec of. (Plain formatting: torch.compile traces it.)"""
-    sample, reduction, mean_over, batch_dims, form, clamp, backend, has_eps, packed = spec
+    sample, reduction, mean_over, batch_dims, form, clamp, backend, has_eps, packed, prior = spec
     lo, hi = (None, None) if clamp is None else clamp
     terms = f"{sample};{reduction};{mean_over}"
-    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed}"
+    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed};{prior}"
 
 
 @lru_cache(maxsize=1024)
 def from_text(text: str) -> Spec:
     """The Spec that an operator was given."""
-    sample, reduction, mean_over, batch_dims, form, lo, hi, backend, has_eps, packed = (
+    sample, reduction, mean_over, batch_dims, form, lo, hi, backend, has_eps, packed, prior = (
         None if word == "None" else word for word in text.split(";")
     )
     clamp = None if lo is None or hi is None else (float(lo), float(hi))
@@ -121,6 +128,7 @@ def from_text(text: str) -> Spec:
         str(backend),
         has_eps == "True",
         None if packed is None else int(packed),
+        prior,
     )
 
 
@@ -158,18 +166,25 @@ def sample_dtype(mu: Tensor, *others: Any) -> torch.dtype:
     return dtype
 
 
-def compute_dtype(mu: Tensor, logvar: Tensor, eps: Tensor | None) -> torch.dtype:
+def compute_dtype(*inputs: Tensor | None) -> torch.dtype:
     """float64 if any input is, else float32; also the dtype of kl and kl_of_mean."""
     wide = torch.float64
-    if mu.dtype is wide or logvar.dtype is wide or (eps is not None and eps.dtype is wide):
-        return wide
-    return torch.float32
+    return wide if any(t is not None and t.dtype is wide for t in inputs) else torch.float32
+
+
+def needed(needs: Needs, upstream: Outputs) -> Needs:
+    """But of what no upstream gradient reaches: z has no part in the prior, the KLs none in eps."""
+    dz, dkl, dkl_of_mean = upstream
+    has_kl = dkl is not None or dkl_of_mean is not None
+    mu, scale, eps, mean, prior_scale = needs
+    return Needs(mu, scale, eps and dz is not None, mean and has_kl, prior_scale and has_kl)
 
 
 # What the public functions take and return, for type checkers.
 
 Clamp = tuple[float | None, float | None] | None
 Values = Tensor | float  # as many as mu has, or fewer that broadcast to it
+Prior = tuple[Values, Values] | None  # mean, scale
 
 
 class ModuleOptions(TypedDict, total=False):
@@ -186,6 +201,7 @@ class ModuleOptions(TypedDict, total=False):
 class CallOptions(ModuleOptions, total=False):
     """Those of ``reparameterize_kl`` and ``reparameterize_kl_moments``."""
 
+    prior: Prior
     eps: Values | None
     generator: torch.Generator | None
     seed: int | None

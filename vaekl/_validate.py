@@ -18,6 +18,8 @@ from .backends.protocol import interpreting
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 MEANS_OVER = ("batch", "all")
+#: The scale of N(0, 1), in forms other than a logarithm.
+_UNITS = {"std": 1, "var": 1}
 SCALES = ("logvar", "log_std", "std", "var")
 
 
@@ -83,14 +85,68 @@ def _is_scalar(value: Any) -> bool:
 def _expanded(name: str, value: Any, mu: Tensor) -> Any:
     if value is None and name == "eps":
         return None
+    value = _of_mu(name, value, mu)
+    return value.expand(mu.shape) if broadcasts(name, value, mu) else value
+
+
+def _of_mu(name: str, value: Any, mu: Tensor) -> Any:
+    """A number or tensor as a tensor where mu is."""
     wide = torch.promote_types(mu.dtype, torch.float32)  # a half scalar would lose digits
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return mu.new_full((), float(value), dtype=wide).expand(mu.shape)
+        return mu.new_full((), float(value), dtype=wide)
     tensor(name, value)
     if value.dim() == 0 and mu.dim():
         device = mu.device if value.device.type == "cpu" else value.device
-        value = value.to(device, wide)
-    return value.expand(mu.shape) if broadcasts(name, value, mu) else value
+        return value.to(device, wide)
+    return value
+
+
+def is_standard(prior: Any, scale: str) -> bool:
+    """Is it N(0, I), as two numbers?"""
+    return (
+        isinstance(prior, tuple | list)
+        and len(prior) == 2
+        and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in prior)
+        and prior[0] == 0
+        and prior[1] == _UNITS.get(scale, 0)
+    )
+
+
+def prior(
+    value: Any, mu: Tensor, batch_dims: int, mean_over: str | None
+) -> tuple[str, Tensor, Tensor]:
+    """("sample", mean, scale) of mu's shape, or where neither has a batch axis ("event", mean,
+    scale) of the event's.
+
+    Raises:
+        TypeError, ValueError: As ``reparameterize_kl``, for prior.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        found = f"{len(value)} of them" if isinstance(value, tuple | list) else type(value).__name__
+        raise TypeError(f"prior must be a pair (mean, scale) or None, got {found}")
+    names = ("the prior's mean", "the prior's scale")
+    mean, scale = (_of_mu(name, v, mu) for name, v in zip(names, value))
+    spread = [broadcasts(name, v, mu) for name, v in zip(names, (mean, scale))]
+    rank = mu.dim() - batch_dims
+    shapes = tuple(mean.shape), tuple(scale.shape)
+    if not all(holds(n == 1) for shape in shapes for n in shape[: max(len(shape) - rank, 0)]):
+        if mean_over is not None:
+            raise ValueError(
+                "kl_of_mean is defined for a prior without batch axes, one for all samples; got "
+                f"a mean and scale of shapes {shapes[0]} and {shapes[1]} for mu of shape "
+                f"{tuple(mu.shape)} with batch_dims={batch_dims}: pass kl_of_mean=False"
+            )
+        mean, scale = (v.expand(mu.shape) if s else v for v, s in zip((mean, scale), spread))
+        return "sample", mean, scale
+    if mean_over == "all" and not all(holds(n == 1) for shape in shapes for n in shape):
+        raise ValueError(
+            "mean_over='all' needs a prior of one mean and one scale, got shapes "
+            f"{shapes[0]} and {shapes[1]}: pass kl_of_mean=False or mean_over='batch'"
+        )
+    event = mu.shape[batch_dims:]
+    mean, scale = (v.reshape(v.shape[max(v.dim() - rank, 0) :]) for v in (mean, scale))
+    mean, scale = (v if alike(v.shape, event) else v.expand(event) for v in (mean, scale))
+    return "event", mean, scale
 
 
 def alike(shape: Sequence[int], other: Sequence[int]) -> bool:
@@ -147,9 +203,9 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def parameters(x: Operands, batch_dims: Any) -> None:
-    """The tensors fit each other, and batch_dims fits them."""
-    mu, logvar, eps = x
+def parameters(x: Operands, batch_dims: Any, prior: str | None = None) -> None:
+    """The tensors fit each other, and batch_dims and the kind of prior fit them."""
+    mu, logvar, eps, *of_prior = x
     tensor("mu", mu)
     tensor("logvar", logvar)
     _same_shape("logvar", logvar, mu)
@@ -157,6 +213,17 @@ def parameters(x: Operands, batch_dims: Any) -> None:
         tensor("eps", eps)
         _same_shape("eps", eps, mu)
     integer("batch_dims", batch_dims, 0, mu.dim(), ("mu", mu))
+    for name, value in zip(("the prior's mean", "the prior's scale"), of_prior):
+        if (value is None) != (prior is None):
+            raise ValueError(f"{name} does not fit prior={prior!r} of the spec")
+        if value is not None:
+            tensor(name, value)
+            shape = mu.shape if prior == "sample" else mu.shape[batch_dims:]
+            if not alike(value.shape, shape) or value.device != mu.device:
+                raise ValueError(
+                    f"{name} must have shape {tuple(shape)} on {mu.device}, got "
+                    f"{tuple(value.shape)} on {value.device}"
+                )
 
 
 def _same_shape(name: str, value: Tensor, mu: Tensor) -> None:
@@ -241,13 +308,13 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> int | None:
 
 
 def clamp_bounds(
-    clamp: Any, inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
+    clamp: Any, inputs: Sequence[Tensor | None] | None = None
 ) -> tuple[float, float] | None:
     """(lo, hi) as floats; infinite where None, or beyond the range of the dtype computed in.
 
     None where both are: nothing is clamped.
 
-    `inputs`: mu, logvar and eps, which say the dtype; float64 without them.
+    `inputs`: the operands, which say the dtype; float64 without them.
     """
     if clamp is None:
         return None

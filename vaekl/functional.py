@@ -9,7 +9,18 @@ from torch import Tensor
 
 from . import _ops, _roads, _validate, backends
 from ._noise import signed64
-from ._spec import CallOptions, Clamp, Operands, ReparamKL, Source, Spec, Terms, Values, halves
+from ._spec import (
+    CallOptions,
+    Clamp,
+    Operands,
+    Prior,
+    ReparamKL,
+    Source,
+    Spec,
+    Terms,
+    Values,
+    halves,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,6 +58,7 @@ def reparameterize_kl(
     generator: torch.Generator | None = None,
     seed: int | None = None,
     scale: str = "logvar",
+    prior: Prior = None,
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> ReparamKL:
@@ -58,6 +70,8 @@ def reparameterize_kl(
     - ``z = mu + exp(logvar / 2) * eps``
     - ``kl[b] = sum_d k(mu[b, d], logvar[b, d])``, reduced over b; its mean is the ELBO's term
     - ``kl_of_mean = sum_d k(mean_b mu, mean_b logvar) <= mean of kl``: a diagnostic
+
+    Against a prior N(m', e^l') it is k(m, l) = ((m − m')² e^−l' + e^r − 1 − r) / 2, r = l − l'.
 
     Args:
         mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
@@ -80,10 +94,14 @@ def reparameterize_kl(
             l = 2 ln s; ``"var"`` v, l = ln v. Where s or v is 0 or less, the KLs are what torch
             makes of its logarithm, inf or NaN; z without clamp takes any s as it is. kl_of_mean is
             of the means of mu and l, whatever the form.
-        clamp: (lo, hi) bounds on l, in every form, as in torch.clamp, for z and both KLs; the
-            gradient of logvar is 0 at the bounds and beyond (as torch.clamp's since torch 2.14,
-            which before was 1 at the bounds). None or infinity is no bound on that side; one too
-            large for the dtype of the KLs is infinite.
+        prior: (mean, scale) of the Gaussian that the KLs are to, its scale in the same form;
+            tensors on mu's device that broadcast to mu, or numbers. None is N(0, I). Each gets a
+            gradient of its shape if it requires one. With kl_of_mean it may have no batch axis
+            (one prior for all samples), and for mean_over="all" is one number each.
+        clamp: (lo, hi) bounds on the posterior's l, in every form, as in torch.clamp, for z and
+            both KLs; the gradient of logvar is 0 at the bounds and beyond (as torch.clamp's since
+            torch 2.14, which before was 1 at the bounds). None or infinity is no bound on that
+            side; one too large for the dtype of the KLs is infinite.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -101,7 +119,7 @@ def reparameterize_kl(
     terms = Terms(True, reduction, mean_over if kl_of_mean else None)
     source = _of_torch if generator is None and seed is None else Source(generator, seed)
     given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
-    results: Any = compute(given, source, terms, batch_dims, scale, clamp, backend)
+    results: Any = compute(given, source, terms, batch_dims, scale, clamp, backend, prior)
     return ReparamKL(*results)
 
 
@@ -133,6 +151,7 @@ def reparameterize_kl_moments(
     generator: torch.Generator | None = None,
     seed: int | None = None,
     scale: str = "logvar",
+    prior: Prior = None,
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> ReparamKL:
@@ -148,8 +167,9 @@ def reparameterize_kl_moments(
             float32 or float64.
         dim: The axis of moments that holds mu, then logvar; negative counts from the end.
         eps: As in :func:`reparameterize_kl`, of the shape of one half.
-        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, scale, clamp, backend: As
-            in :func:`reparameterize_kl`; batch_dims counts axes of mu, which are those of moments.
+        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, scale, prior, clamp, backend:
+            As in :func:`reparameterize_kl`; batch_dims counts axes of mu, which are those of
+            moments, and a prior broadcasts to one half.
 
     Returns:
         :class:`ReparamKL` (z, kl, kl_of_mean) as from :func:`reparameterize_kl`; z has the shape
@@ -165,7 +185,7 @@ def reparameterize_kl_moments(
     kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
     terms = Terms(True, reduction, mean_over if kl_of_mean else None)
     given, source = Packed(moments, dim, eps), Source(generator, seed)
-    results: Any = compute_moments(given, source, terms, batch_dims, scale, clamp, backend)
+    results: Any = compute_moments(given, source, terms, batch_dims, scale, clamp, backend, prior)
     return ReparamKL(*results)
 
 
@@ -199,10 +219,12 @@ def kl_loss(
     reduction: str = "batchmean",
     batch_dims: int | None = None,
     scale: str = "logvar",
+    prior: Prior = None,
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
-    """KL from N(mu, exp(logvar)) to N(0, I) in nats: float32, or float64 for float64 inputs.
+    """KL from N(mu, exp(logvar)) to N(0, I), or to ``prior``, in nats: float32, or float64 for
+    float64 inputs.
 
     Arguments, formula and errors as in :func:`reparameterize_kl`; shape ``mu.shape[:batch_dims]``
     for ``reduction="none"``, else a scalar.
@@ -210,7 +232,7 @@ def kl_loss(
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     terms = Terms(reduction=reduction)
     given: Any = Operands(mu, logvar)  # type: ignore[arg-type]
-    kl = compute(given, _of_torch, terms, batch_dims, scale, clamp, backend)[1]
+    kl = compute(given, _of_torch, terms, batch_dims, scale, clamp, backend, prior)[1]
     return cast(Tensor, kl)
 
 
@@ -221,10 +243,12 @@ def kl_of_mean(
     mean_over: str = "batch",
     batch_dims: int | None = None,
     scale: str = "logvar",
+    prior: Prior = None,
     clamp: Clamp = None,
     backend: str = "auto",
 ) -> Tensor:
-    """KL of the mean parameters to N(0, I) in nats, a scalar; never above the mean of the KLs.
+    """KL of the mean parameters to N(0, I) or ``prior`` in nats, a scalar; never above the mean of
+    the KLs.
 
     Arguments, formula and errors as in :func:`reparameterize_kl`. A diagnostic of how alike the
     codes of a batch are, not the ELBO's term.
@@ -232,7 +256,7 @@ def kl_of_mean(
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     terms = Terms(mean_over=mean_over)
     given: Any = Operands(mu, logvar)  # type: ignore[arg-type]
-    of_mean = compute(given, _of_torch, terms, batch_dims, scale, clamp, backend)[2]
+    of_mean = compute(given, _of_torch, terms, batch_dims, scale, clamp, backend, prior)[2]
     return cast(Tensor, of_mean)
 
 
@@ -255,13 +279,14 @@ def compute(
     scale: str,
     clamp: Clamp,
     backend: str,
+    prior: Prior = None,
 ) -> _ops.Results:
     """Validate, then (z, kl, kl_of_mean), None for what the terms do not ask for.
 
     `given`: the operands as a caller gives them, numbers and smaller tensors among them.
     """
-    mu, logvar, eps = given
-    z_dtype = None
+    mu, logvar, eps, *_ = given
+    z_dtype = kind = None
     # is_direct denies what is no tensor; None it passes, which eps alone may be.
     road: _roads.Road = "direct"
     if (
@@ -276,15 +301,22 @@ def compute(
         road = _roads.road(mu, logvar, eps)
     if road != "direct" or type(batch_dims) is not int:  # else once a kind, by _plans
         batch_dims = _validate.batch_dims(batch_dims, mu)
+    if prior is not None and not _validate.is_standard(prior, scale):
+        batch_dims = _validate.batch_dims(batch_dims, mu)
+        kind, *pair = _validate.prior(prior, mu, batch_dims, terms.mean_over)
+        given = Operands(mu, logvar, eps, *pair)
+        road = _roads.road(*given)
     if eps is not None or source[0] is not None or source[1] is not None:
         source = _checked(mu, eps, source)
     form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
-    bounds = None if clamp is None else _validate.clamp_bounds(clamp, (mu, logvar, eps))
+    bounds = None if clamp is None else _validate.clamp_bounds(clamp, given)
     known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
     sample, reduction, mean_over = terms
     has_eps = eps is not None
-    spec = Spec(sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps)
+    spec = Spec(
+        sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps, None, kind
+    )
     results = _ops.run(road, spec, given, source)
     return results if z_dtype is None else _cast(results, z_dtype)
 
@@ -297,22 +329,30 @@ def compute_moments(
     scale: str,
     clamp: Clamp,
     backend: str,
+    prior: Prior = None,
 ) -> _ops.Results:
     """:func:`compute` of the halves of moments along dim."""
     moments = packed.moments
     dim = _validate.moments(moments, packed.dim)
     batch_dims = _validate.batch_dims(batch_dims, moments, "moments")
-    half, eps, z_dtype = moments, None, None
-    if packed.eps is not None:
+    half, eps, z_dtype, kind = moments, None, None, None
+    of_prior: tuple[Tensor | None, ...] = (None, None)
+    prior = None if prior is None or _validate.is_standard(prior, scale) else prior
+    if packed.eps is not None or prior is not None:
         half, other = halves(moments, dim)
+    if prior is not None:
+        kind, *pair = _validate.prior(prior, half, batch_dims, terms.mean_over)
+        of_prior = tuple(pair)
+    if packed.eps is not None:
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
     source = _checked(half, eps, source)
     form = _validate.choice("scale", scale, _validate.SCALES)
-    bounds = _validate.clamp_bounds(clamp, (moments, moments, eps))
-    road = _roads.road(moments, eps)
+    storage: Any = (moments, None, eps, *of_prior)
+    bounds = _validate.clamp_bounds(clamp, storage)
+    road = _roads.road(*storage)
     backend = _validate.resolve_backend(backend, moments.device)
-    spec = Spec(*terms, batch_dims, form, bounds, backend, eps is not None, dim)
-    return _cast(_ops.run(road, spec, (moments, None, eps), source), z_dtype)
+    spec = Spec(*terms, batch_dims, form, bounds, backend, eps is not None, dim, kind)
+    return _cast(_ops.run(road, spec, storage, source), z_dtype)
 
 
 def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:

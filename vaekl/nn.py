@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from . import _validate, functional
-from ._spec import Clamp, ModuleOptions, Operands, ReparamKL, Source, Terms, Values, sample_dtype
+from ._spec import (
+    Clamp,
+    ModuleOptions,
+    Operands,
+    Prior,
+    ReparamKL,
+    Source,
+    Terms,
+    Values,
+    sample_dtype,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -94,6 +104,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         mu: Tensor,
         logvar: Values,
         *unnamed: None,
+        prior: Prior = None,
         eps: Values | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
@@ -104,7 +115,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         """
         if any(value is not None for value in unnamed):
             raise TypeError(
-                "forward() takes mu and logvar, and eps, generator and seed by name only; got "
+                "forward() takes mu and logvar, and prior, eps, generator, seed by name only; got "
                 f"{2 + len(unnamed)} arguments without a name"
             )
         sample = self.training or self.sample_in_eval
@@ -117,6 +128,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
             self.scale,
             self.clamp,
             self.backend,
+            prior,
         )
         if z is None:
             z = mu.to(sample_dtype(mu, logvar))
@@ -129,6 +141,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
             mu: Tensor,
             logvar: Values,
             *,
+            prior: Prior = ...,
             eps: Values | None = ...,
             generator: torch.Generator | None = ...,
             seed: int | None = ...,

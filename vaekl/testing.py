@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .backends.layout import Config
 from .reference import SCALES, Array, Oracle, to_numpy
+from .reference.arrays import unbroadcast
 
 #: Largest relative error of a KL, by the dtype of the computation.
 KL_BUDGET = {torch.float32: 5e-7, torch.float64: 1e-13}
@@ -160,30 +162,68 @@ def kl_of_mean_bound(oracle: Oracle, dtype: torch.dtype) -> Array:
 
     A mean of n terms is good to a few units e of the mean of |terms|, however much they cancel:
 
-        |k(m + e, l) - k(m, l)| <= |m| e + e^2 / 2
-        |k(m, l + e) - k(m, l)| <= (|e^l - 1| e + e^l e^2 / 2) / 2, to its second order
+        |k(m + e, l) - k(m, l)| <= (|d| e + e^2 / 2) e^-l'
+        |k(m, l + e) - k(m, l)| <= (|e^r - 1| e + e^r e^2 / 2) / 2, to its second order
 
-    where the squares are all that there is if the terms cancel.
+    where the squares are all that there is if the terms cancel. (d, r, l': of ``Pair``.)
     """
-    mean_mu, mean_logvar = oracle.means
+    pair = oracle.pair_of_mean
     of_mu, of_logvar = (8 * unit(dtype) * size for size in _mean_sizes(oracle))
     with np.errstate(all="ignore"):
-        slope_mu = np.abs(mean_mu) + 0.5 * of_mu
-        slope_logvar = np.abs(np.expm1(mean_logvar)) + 0.5 * np.exp(mean_logvar) * of_logvar
+        slope_mu = (np.abs(pair.distance) + 0.5 * of_mu) * pair.weight
+        slope_logvar = np.abs(pair.expm1) + 0.5 * (1.0 + pair.expm1) * of_logvar
         rounding = np.sum(slope_mu * of_mu + 0.5 * slope_logvar * of_logvar)
     exact: Array = KL_BUDGET[dtype] * oracle.kl_of_mean + rounding
     return exact
 
 
 def _mean_sizes(oracle: Oracle) -> tuple[Array, Array]:
-    """Means of |mu| and |logvar| along the axes of the oracle's means."""
+    """Means of |mu| and |logvar| along the axes of the oracle's means, as its pair_of_mean."""
     sizes = Oracle(
         np.abs(oracle.mu),
         np.abs(oracle.posterior_logvar),
         mean_over=oracle.mean_over,
         batch_dims=oracle.batch_dims,
     )
-    return sizes.means
+    shape = oracle.pair_of_mean.expm1.shape
+    of_mu, of_logvar = (mean.reshape(shape) for mean in sizes.means)
+    return of_mu, of_logvar
+
+
+def _gradient_sizes(oracle: Oracle, dz: Any, dkl: Any, dkl_of_mean: Any) -> dict[str, Array]:
+    """Sums of |terms| of the oracle's gradients."""
+    shape, form = oracle.mu.shape, SCALES[oracle.scale]
+    prior = None
+    if oracle.prior is not None:
+        mean, scale = (np.broadcast_to(t, shape) for t in oracle.prior_pair)
+        prior = mean, scale
+    eps = None if oracle.eps is None else np.abs(oracle.eps)
+    each = replace(oracle, eps=eps, prior=prior)
+    upstream = [None if g is None else np.abs(to_numpy(g)) for g in (dz, dkl)]
+    sizes = each.gradients(upstream[0])
+    with np.errstate(all="ignore"):
+        slope, prior_slope = (np.abs(form.slope(s)) for s in (oracle.logvar, each.prior_pair[1]))
+    if upstream[1] is not None:
+        for name, values in each.gradients(dkl=upstream[1]).items():
+            sizes[name] = sizes[name] + np.abs(values)
+        if prior is not None:  # of d^2 e^-l' + e^r - 1 the second may be negative
+            of_logvar = each.of_elements(upstream[1]) * np.abs(each.pair.expm1)
+            sizes["dprior_scale"] = sizes["dprior_scale"] + of_logvar * prior_slope
+    if dkl_of_mean is not None:
+        pair, (of_mu, of_logvar) = oracle.pair_of_mean, _mean_sizes(oracle)
+        h = np.abs(to_numpy(dkl_of_mean)) / (oracle.mu.size / max(pair.expm1.size, 1))
+        of_mu = h * np.maximum(of_mu, np.abs(pair.distance)) * pair.weight
+        of_logvar = 0.5 * h * (1.0 + pair.expm1) * np.maximum(of_logvar, np.abs(pair.expm1))
+        sizes["dmu"] = sizes["dmu"] + of_mu
+        sizes["dlogvar"] = sizes["dlogvar"] + of_logvar * slope
+        if prior is not None:
+            of_both = np.abs(pair.distance) * of_mu + of_logvar
+            sizes["dprior_mean"] = sizes["dprior_mean"] + of_mu
+            sizes["dprior_scale"] = sizes["dprior_scale"] + of_both * prior_slope
+    if oracle.prior is not None:
+        for name, of in zip(("dprior_mean", "dprior_scale"), oracle.prior_pair):
+            sizes[name] = unbroadcast(np.broadcast_to(sizes[name], shape), of.shape)
+    return sizes
 
 
 def gradient_bounds(
@@ -196,49 +236,20 @@ def gradient_bounds(
     *,
     drawn: bool = False,
 ) -> dict[str, Array]:
-    """Absolute errors allowed in dmu, dlogvar, deps, element by element.
+    """Absolute errors allowed in what ``oracle.gradients`` gives, element by element.
 
     8 units of the computation's dtype on the sum of |terms|, one ulp of the output dtype, and
     the output's smallest step, and the noise's own budget where it was drawn.
     """
-    absolute = Oracle(
-        np.abs(oracle.mu),
-        oracle.logvar,
-        None if oracle.eps is None else np.abs(oracle.eps),
-        reduction=oracle.reduction,
-        batch_dims=oracle.batch_dims,
-        clamp=oracle.clamp,
-        scale=oracle.scale,
-    )
-    with np.errstate(all="ignore"):
-        scale = SCALES[oracle.scale]
-        slope_of_logvar = np.abs(scale.slope(oracle.logvar))
-        slope_of_std = np.abs(scale.std_slope(oracle.logvar))
-    upstream = [None if g is None else np.abs(to_numpy(g)) for g in (dz, dkl)]
-    terms = absolute.gradients(upstream[0], None)
-    if upstream[1] is not None:
-        terms["dmu"] = terms["dmu"] + absolute.gradients(None, upstream[1])["dmu"]
-        slope = np.abs(absolute.gradients(None, upstream[1])["dlogvar"])
-        terms["dlogvar"] = terms["dlogvar"] + slope
-    if dkl_of_mean is not None:
-        mean_logvar = oracle.means[1]
-        size_mu, size_logvar = _mean_sizes(oracle)
-        count = oracle.mu.size
-        if oracle.mean_over == "batch":
-            count = int(np.prod(oracle.mu.shape[: oracle.batch_dims], dtype=np.int64))
-        h = np.abs(to_numpy(dkl_of_mean)) / count
-        event = oracle.mu.shape[oracle.batch_dims :]
-        shape = event if oracle.mean_over == "batch" else ()
-        terms["dmu"] = terms["dmu"] + (h * size_mu).reshape(shape)
-        size = h * np.exp(mean_logvar) * np.maximum(size_logvar, np.abs(np.expm1(mean_logvar)))
-        terms["dlogvar"] = terms["dlogvar"] + 0.5 * size.reshape(shape) * slope_of_logvar
-    exact = oracle.gradients(dz, dkl, dkl_of_mean)
+    sizes = _gradient_sizes(oracle, dz, dkl, dkl_of_mean)
     bounds = {}
-    for name, values in exact.items():
-        bound = 8 * unit(dtype) * terms[name] + 2 * unit(out_dtype) * np.abs(values)
+    for name, values in oracle.gradients(dz, dkl, dkl_of_mean).items():
+        bound = 8 * unit(dtype) * sizes[name] + 2 * unit(out_dtype) * np.abs(values)
         bounds[name] = bound + torch.finfo(out_dtype).smallest_normal * 2 * unit(out_dtype)
     if drawn and dz is not None:
-        noise = np.abs(to_numpy(dz)) * slope_of_std * EPS_BUDGET[dtype]
+        with np.errstate(all="ignore"):
+            slope = np.abs(SCALES[oracle.scale].std_slope(oracle.logvar))
+            noise = np.abs(to_numpy(dz)) * slope * EPS_BUDGET[dtype]
         bounds["dlogvar"] = bounds["dlogvar"] + noise
     return bounds
 

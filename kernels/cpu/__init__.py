@@ -1,9 +1,9 @@
 """CPU kernels, compiled by numba: the twin of ``kernels/X.py`` is ``kernels/cpu/X.py``.
 
-Reading order: ``walk`` (how work is divided), ``gaussian``, ``forms``, ``philox``, ``reduction``,
-``tile``, then ``forward``, ``backward`` and ``statistics``. Below them: ``plan`` (what the host
-tells them), ``numeric``, ``storage`` and ``memory`` (numbers, dtypes, addresses), ``team``
-(threads), ``mode`` (rounding) and ``cache`` (compiled code on disk).
+Reading order: ``walk`` (how work is divided), ``gaussian``, ``forms``, ``prior``, ``philox``,
+``reduction``, ``tile``, then ``forward``, ``gradients``, ``backward`` and ``statistics``. Below
+them: ``plan`` (what the host tells them), ``numeric``, ``storage`` and ``memory`` (numbers, dtypes,
+addresses), ``team`` (threads), ``mode`` (rounding) and ``cache`` (compiled code on disk).
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from .walk import WORKERS
 __all__ = [
     "ALL",
     "BACKWARD",
+    "BACKWARD_TO_PRIOR",
     "BATCH",
     "BF16",
     "BLOCK",
@@ -29,6 +30,7 @@ __all__ = [
     "F64",
     "FORMS",
     "FORWARD",
+    "FORWARD_TO_PRIOR",
     "NONE",
     "STATISTICS",
     "WORKERS",
@@ -49,8 +51,14 @@ class Kernel(NamedTuple):
 
 FORWARD = Kernel(forward.forward_kernel, forward.BUFFERS, forward.scratch_size)
 BACKWARD = Kernel(backward.backward_kernel, backward.BUFFERS, backward.scratch_size)
+FORWARD_TO_PRIOR = Kernel(
+    forward.forward_to_prior_kernel, forward.PRIOR_BUFFERS, forward.scratch_size
+)
+BACKWARD_TO_PRIOR = Kernel(
+    backward.backward_to_prior_kernel, backward.PRIOR_BUFFERS, backward.scratch_size
+)
 STATISTICS = Kernel(statistics.statistics_kernel, statistics.BUFFERS, statistics.scratch_size)
 COLUMN_SUMS = statistics.COLUMN_SUMS
 
-for _kernel in (FORWARD, BACKWARD, STATISTICS):
+for _kernel in (FORWARD, BACKWARD, FORWARD_TO_PRIOR, BACKWARD_TO_PRIOR, STATISTICS):
     keep_on_disk(_kernel.run)

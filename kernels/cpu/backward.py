@@ -3,18 +3,37 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import njit
 
 from .forms import Terms, direct_terms, is_direct, logvar_of, slopes, to_gradient_of_scale
-from .gaussian import exp_terms
-from .memory import BLOCK, block, read
+from .gradients import (
+    Gradients,
+    Upstream,
+    Values,
+    gradients,
+    gradients_of_prior,
+    gradients_of_terms,
+    gradients_to_logarithm,
+)
+from .memory import BLOCK, array_at, block, read
 from .numeric import JIT, KERNEL
 from .philox import NOISE_BLOCKS, Key, noise
 from .plan import BATCH, Operand, operands_at, plan_at
-from .reduction import copy
+from .prior import (
+    PRIOR_BLOCKS,
+    Prior,
+    direct_terms_to,
+    distances,
+    prior_at,
+    prior_of_first,
+    standardize,
+    to_gradient_of_prior_scale,
+    varies,
+)
+from .reduction import add_rows, copy, side_by_side
 from .team import on_team
-from .tile import deliver, read_run, source, target
-from .walk import TILES, join, pieces, places, workspace
+from .tile import Place, deliver, move_run, read_run, source, target
+from .walk import TILES, join, pieces, places, tile_sums, workspace
 
 # Blocks of a worker's memory.
 MU, SCALE, LOGVAR, STD, EXPM1, PHI, EPS, DZ, DMU, DSCALE, DEPS = range(11)
@@ -22,6 +41,12 @@ NOISE = 11
 STD_SLOPE = PHI  # which backward has no use for
 DKL, OF_MU, OF_LOGVAR, SLOPE = range(NOISE + NOISE_BLOCKS, NOISE + NOISE_BLOCKS + 4)
 BUFFERS = SLOPE + 1
+# With a prior; its column sums are float64, and take two each.
+PRIOR = BUFFERS
+FAR, PULL, DMEAN, DPRIOR_SCALE, OF_PRIOR, SUMS = range(
+    PRIOR + PRIOR_BLOCKS, PRIOR + PRIOR_BLOCKS + 6
+)
+PRIOR_BUFFERS = SUMS + 4
 
 
 class Tensors(NamedTuple):
@@ -40,90 +65,23 @@ class Tensors(NamedTuple):
     saved_key: int
 
 
-class Values(NamedTuple):
-    """The elements of a block."""
-
-    mu: types.Array
-    logvar: types.Array
-    eps: types.Array
-
-
-class Upstream(NamedTuple):
-    """What is sent to the elements of a block."""
-
-    has_dz: bool
-    dz: types.Array
-    has_dkl: bool
-    dkl: types.Array  # of each element's KL
-    has_of_mean: bool
-    of_mu: types.Array  # by kl_of_mean
-    of_logvar: types.Array
-
-
-class Gradients(NamedTuple):
-    """Of the elements of a block."""
-
-    dmu: types.Array
-    dlogvar: types.Array
-    deps: types.Array
-
-
 def scratch_size(plan):
-    """Length of scratch: counters alone."""
-    return TILES + plan.tiles
+    """Length of scratch: counters, then [ranges, 2, D] if there are sums and several ranges."""
+    columns = 2 * plan.ranges * plan.event if plan.prior_sums != 0 and plan.ranges > 1 else 0
+    return TILES + plan.tiles + columns
 
 
 @njit(**JIT)
-def gradients(values, upstream, out):
-    """Of each element."""
-    mu, logvar, eps = values
-    has_dz, dz, has_dkl, dkl, _, of_mu, of_logvar = upstream
-    dmu, dlogvar, deps = out
-    zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
-    for i in range(len(dmu)):
-        std, expm1, _ = exp_terms(logvar[i])
-        # What is absent is not read, whatever it holds.
-        kl_mu = dkl[i] * mu[i] if has_dkl else zero
-        kl_logvar = dkl[i] * expm1 if has_dkl else zero
-        z_mu = dz[i] if has_dz else zero
-        z_eps = z_mu * std
-        z_logvar = z_eps * eps[i] if has_dz else zero
-        dmu[i] = z_mu + kl_mu + of_mu[i]
-        dlogvar[i] = half * (z_logvar + kl_logvar) + of_logvar[i]
-        deps[i] = z_eps
-
-
-@njit(**JIT)
-def gradients_of_terms(values, terms, std_slope, slope, upstream, out):
-    """The same, of terms that are there; of the scale itself in place of logvar."""
-    mu, _, eps = values
-    has_dz, dz, has_dkl, dkl, has_of_mean, of_mu, of_logvar = upstream
-    dmu, dscale, deps = out
-    zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
-    has_dlogvar = has_dkl | has_of_mean
-    for i in range(len(dmu)):
-        kl_mu = dkl[i] * mu[i] if has_dkl else zero
-        kl_logvar = dkl[i] * terms.expm1[i] if has_dkl else zero
-        # A gradient of 0 that is there makes NaN of an infinite slope; one that is absent does not.
-        of_kls = (half * kl_logvar + of_logvar[i]) * slope[i] if has_dlogvar else zero
-        z_mu = dz[i] if has_dz else zero
-        z_scale = z_mu * (std_slope[i] * eps[i]) if has_dz else zero
-        dmu[i] = z_mu + kl_mu + of_mu[i]
-        dscale[i] = half * z_scale + of_kls
-        deps[i] = z_mu * terms.std[i]
-
-
-@njit(**JIT)
-def of_mean_gradients(plan, piece, own, tensors, dkl, of_mean):
+def of_mean_gradients(plan, piece, own, tensors, prior, dkl, of_mean):
     """What kl_of_mean sends to each element of a block: dkl_of_mean times the gradient of a KL of
     means.
 
-    It is the same for every row. Both of of_mean are zeros before, dkl is overwritten.
+    It is the same for every row. Those of of_mean are zeros before, dkl is overwritten.
     """
     B, D, col, cols = plan.batch, plan.event, piece.col, piece.cols
     by_column = plan.mean_over == BATCH
-    of_mu, of_logvar = of_mean
-    zero = dkl.dtype.type(0)
+    of_mu, of_logvar, of_prior = of_mean
+    zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
     b_mu, b_logvar = block(own, MU, cols), block(own, LOGVAR, cols)
     if by_column:
         for j in range(cols):
@@ -132,6 +90,10 @@ def of_mean_gradients(plan, piece, own, tensors, dkl, of_mean):
     else:
         b_mu[:] = read(tensors.means, 0, zero)
         b_logvar[:] = read(tensors.means, 1, zero)
+    if prior is not None:  # the same for all samples
+        place = Place(piece.first_row, 1, col, cols, D, plan.inner)
+        b_prior = prior_at(plan, prior, place, block(own, PRIOR, PRIOR_BLOCKS * BLOCK))
+        standardize(b_prior, b_mu, b_logvar)
     h = read(tensors.dkl_of_mean, 0, zero)
     dkl[:cols] = h / dkl.dtype.type(B if by_column else float(B) * D)
     row_mu, row_logvar = block(own, DMU, cols), block(own, DSCALE, cols)
@@ -141,9 +103,16 @@ def of_mean_gradients(plan, piece, own, tensors, dkl, of_mean):
         Upstream(False, b_mu, True, dkl, False, of_mu, of_logvar),
         Gradients(row_mu, row_logvar, block(own, DEPS, cols)),
     )
+    if prior is not None:
+        row_prior = block(own, DZ, cols)
+        for j in range(cols):
+            row_prior[j] = -(half * row_mu[j] * b_mu[j] + row_logvar[j])
+            row_mu[j] *= b_prior.root[j]
     for start in range(0, piece.block_rows * cols, cols):
         copy(row_mu, of_mu[start : start + cols])
         copy(row_logvar, of_logvar[start : start + cols])
+        if prior is not None:
+            copy(row_prior, of_prior[start : start + cols])
 
 
 @njit(**JIT)
@@ -158,7 +127,55 @@ def read_rows(plan, place, address, dkl):
 
 
 @njit(**JIT)
-def work(plan, space, tensors):
+def targets(dprior, place, own):
+    """Where to put the gradients of a block's prior."""
+    n = place.rows * place.cols
+    dmean = target(dprior.mean, place, block(own, DMEAN, n))
+    return dmean, target(dprior.scale, place, block(own, DPRIOR_SCALE, n))
+
+
+@njit(**JIT)
+def gradients_to(plan, own, prior, dprior, place, scale, mu, eps, sent, out):
+    """Those of a block against its prior, and of that; its logvar."""
+    n = len(scale)
+    logvar, far, expm1 = block(own, LOGVAR, n), block(own, FAR, n), block(own, EXPM1, n)
+    if is_direct(plan):
+        std, std_slope = block(own, STD, n), block(own, STD_SLOPE, n)
+        terms = Terms(logvar, std, expm1, std_slope)
+        direct_terms_to(plan, scale, prior, terms)
+        distances(prior, mu, far)
+        pull, slope = block(own, PULL, n), block(own, SLOPE, n)
+        for i in range(n):
+            pull[i] = far[i] * prior.root[i]
+        slopes(plan, scale, std, std_slope, slope)
+        gradients_of_terms(Values(pull, logvar, eps), terms, std_slope, slope, sent, out)
+    else:
+        logvar = logvar_of(plan, scale, logvar)
+        gradients_to_logarithm(Values(mu, logvar, eps), prior, sent, out, far, expm1)
+    if dprior.mean.address != 0 or dprior.scale.address != 0:
+        dmean, dscale = targets(dprior, place, own)
+        gradients_of_prior(far, prior.root, expm1, sent, block(own, OF_PRIOR, n), dmean, dscale)
+        to_gradient_of_prior_scale(plan, prior.root, dscale)
+    return logvar
+
+
+@njit(**JIT)
+def finish_prior(plan, piece, own, sums, scratch, dprior):
+    """After a piece: the gradients of a prior that samples share, if all ranges of the tile are
+    done.
+    """
+    n = piece.cols
+    if not tile_sums(plan, piece, sums, scratch[TILES + plan.tiles :], scratch):
+        return
+    values = block(own, DMEAN, n)
+    for tensor, of_tile in zip(dprior, sums):
+        if tensor.address != 0:
+            copy(of_tile[:n], values)
+            move_run(tensor.address, tensor.kind, piece.col, 1, values, True)
+
+
+@njit(**JIT)
+def work(plan, space, tensors, prior, dprior):
     """A worker's part: pieces until none is left."""
     mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, saved_key = tensors
     own, scratch = join(space), space.scratch
@@ -168,14 +185,25 @@ def work(plan, space, tensors):
     b_dkl = block(own, DKL, most)
     of_mu, of_logvar = block(own, OF_MU, most), block(own, OF_LOGVAR, most)
     of_mu[:], of_logvar[:] = zero, zero
+    of_prior = of_mu
+    if prior is not None:
+        of_prior = block(own, OF_PRIOR, most)
+        of_prior[:] = zero
     b_eps, of_noise = block(own, EPS, BLOCK), block(own, NOISE, NOISE_BLOCKS * BLOCK)
+    memory = block(own, PRIOR, PRIOR_BLOCKS * BLOCK)
     is_drawn = has_dz and dscale.address != 0 and eps.address == 0
     key = Key(0, 0)
     if is_drawn:
         key = Key(read(saved_key, 0, np.int64(0)), read(saved_key, 1, np.int64(0)))
     for piece in pieces(plan, scratch):
+        if prior is not None:
+            b_prior = prior_of_first(plan, prior, piece, memory)
+            width, at_sums = side_by_side(piece), block(own, SUMS, 0).ctypes.data
+            sums = array_at(at_sums, 0.0, width), array_at(at_sums + 8 * BLOCK, 0.0, width)
+            sums[0][:], sums[1][:] = 0.0, 0.0
         if has_of_mean:
-            of_mean_gradients(plan, piece, own, tensors, b_dkl, (of_mu, of_logvar))
+            of_mean = (of_mu, of_logvar, of_prior)
+            of_mean_gradients(plan, piece, own, tensors, prior, b_dkl, of_mean)
         if has_dkl and plan.per_row == 0:
             b_dkl[: piece.block_rows * piece.cols] = read(dkl, 0, zero) / dtype(plan.denominator)
         for place in places(plan, piece):
@@ -196,7 +224,13 @@ def work(plan, space, tensors):
             )
             sent = Upstream(has_dz, b_dz, has_dkl, b_dkl, has_of_mean, of_mu, of_logvar)
             b_logvar = block(own, LOGVAR, n)
-            if is_direct(plan):
+            if prior is not None:
+                if varies(prior) and place.row != piece.first_row:
+                    b_prior = prior_at(plan, prior, place, memory)
+                b_logvar = gradients_to(
+                    plan, own, b_prior, dprior, place, b_scale, b_mu, b_eps, sent, out
+                )
+            elif is_direct(plan):
                 b_std, std_slope = block(own, STD, n), block(own, STD_SLOPE, n)
                 # phi is not used here; its block then has the slope of std.
                 terms = Terms(b_logvar, b_std, block(own, EXPM1, n), std_slope)
@@ -212,6 +246,17 @@ def work(plan, space, tensors):
             deliver(dmu, place, out.dmu)
             deliver(dscale, place, out.dlogvar)
             deliver(deps, place, out.deps)
+            if prior is not None and (dprior.mean.address != 0 or dprior.scale.address != 0):
+                b_dmean, b_dprior_scale = targets(dprior, place, own)
+                if plan.prior_sums != 0:
+                    add_rows(sums[0], b_dmean)
+                    add_rows(sums[1], b_dprior_scale)
+                else:
+                    deliver(dprior.mean, place, b_dmean)
+                    deliver(dprior.scale, place, b_dprior_scale)
+        if prior is not None:
+            if plan.prior_sums != 0:
+                finish_prior(plan, piece, own, sums, scratch, dprior)
 
 
 @njit(**KERNEL)
@@ -230,4 +275,29 @@ def backward_kernel(
     plan, space = plan_at(plan), workspace(memories, scratch)
     mu, scale, eps, dz, dmu, dscale, deps = operands
     tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key)
-    on_team(parallel, threads, work, (plan, space, tensors))
+    on_team(parallel, threads, work, (plan, space, tensors, None, None))
+
+
+@njit(**KERNEL)
+def backward_to_prior_kernel(
+    parallel, threads,
+    memories,  # [threads, PRIOR_BUFFERS * BLOCK]
+    plan,  # of mu, scale, eps, dz, dmu, dscale, deps, prior_mean, prior_scale and their gradients
+    scratch,
+    mu, scale, eps, dz, dkl, dkl_of_mean, saved_key, means, dmu, dscale, deps,
+    prior_mean, prior_scale,  # addresses, [B, D]
+    dprior_mean, dprior_scale,  # addresses, [B, D], or if they are sums [D]
+):  # fmt: skip
+    """The same against a prior."""
+    operands = operands_at(
+        plan,
+        (
+            mu, scale, eps, dz, dmu, dscale, deps,
+            prior_mean, prior_scale, dprior_mean, dprior_scale,
+        ),
+    )  # fmt: skip
+    plan, space = plan_at(plan), workspace(memories, scratch)
+    mu, scale, eps, dz, dmu, dscale, deps = operands[:7]
+    tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key)
+    prior, dprior = Prior(operands[7], operands[8]), Prior(operands[9], operands[10])
+    on_team(parallel, threads, work, (plan, space, tensors, prior, dprior))

@@ -11,16 +11,31 @@ from .memory import BLOCK, array_at, block, write
 from .numeric import JIT, KERNEL
 from .philox import NOISE_BLOCKS, Key, noise
 from .plan import ALL, BATCH, Operand, operands_at, plan_at
-from .reduction import accumulate, add_rows, copy, fold, side_by_side, total
+from .prior import (
+    PRIOR_BLOCKS,
+    Prior,
+    direct_terms_to,
+    distances,
+    prior_at,
+    prior_of_first,
+    r_terms,
+    standardize,
+    varies,
+)
+from .reduction import add_rows, side_by_side, total
 from .team import on_team
-from .tile import deliver, source, target
-from .walk import TILES, is_last_range, join, pieces, places, workspace
+from .tile import Place, deliver, source, target
+from .walk import TILES, join, pieces, places, tile_sums, workspace
 
 # Blocks of a worker's memory; the column sums are float64, and take two each.
 MU, SCALE, LOGVAR, STD, EXPM1, PHI, EPS, Z, TWICE_KL = range(9)
 NOISE = 9
 SUMS = NOISE + NOISE_BLOCKS
 BUFFERS = SUMS + 4
+# With a prior:
+PRIOR = BUFFERS
+FAR = PRIOR + PRIOR_BLOCKS
+PRIOR_BUFFERS = FAR + 1
 
 
 class Tensors(NamedTuple):
@@ -74,11 +89,38 @@ def sample_and_kl(mu, logvar, eps, z, twice_kl):
 
 
 @njit(**JIT)
-def sample_and_kl_of_terms(mu, terms, eps, z, twice_kl):
-    """The same, of terms that are there."""
+def sample_and_kl_of_terms(mu, far, terms, eps, z, twice_kl):
+    """The same, of terms that are there; `far`: mu, as far as it is from the prior's."""
     for i in range(len(mu)):
         z[i] = mu[i] + terms.std[i] * eps[i]
-        twice_kl[i] = mu[i] * mu[i] + terms.phi[i]
+        twice_kl[i] = far[i] * far[i] + terms.phi[i]
+
+
+@njit(**JIT)
+def sample_and_kl_to_logarithm(mu, logvar, prior, eps, z, twice_kl):
+    """The terms of each element to its prior."""
+    for i in range(len(mu)):
+        _, phi = r_terms(logvar[i], prior.logvar[i])
+        far = (mu[i] - prior.mean[i]) * prior.root[i]
+        z[i] = mu[i] + exp_terms(logvar[i])[0] * eps[i]
+        twice_kl[i] = far * far + phi
+
+
+@njit(**JIT)
+def sample_and_kl_to(plan, own, prior, mu, scale, eps, z, twice_kl):
+    """The same of a block, in any form; its logvar."""
+    n = len(mu)
+    logvar = block(own, LOGVAR, n)
+    if not is_direct(plan):
+        logvar = logvar_of(plan, scale, logvar)
+        sample_and_kl_to_logarithm(mu, logvar, prior, eps, z, twice_kl)
+        return logvar
+    std, expm1, far = block(own, STD, n), block(own, EXPM1, n), block(own, FAR, n)
+    terms = Terms(logvar, std, expm1, block(own, PHI, n))
+    direct_terms_to(plan, scale, prior, terms)
+    distances(prior, mu, far)
+    sample_and_kl_of_terms(mu, far, terms, eps, z, twice_kl)
+    return logvar
 
 
 @njit(**JIT)
@@ -105,55 +147,39 @@ def keep_rows(plan, piece, place, kl, twice_kl, rows):
 
 
 @njit(**JIT)
-def finish_columns(plan, piece, own, of_mu, of_logvar, means):
+def finish_columns(plan, piece, own, prior, of_mu, of_logvar, means):
     """The means of one tile's columns, and twice their share of kl_of_mean."""
-    n, B, D = len(of_mu), plan.batch, plan.event
+    n, B, D = piece.cols, plan.batch, plan.event
     b_mu, b_logvar, twice_kl = block(own, MU, n), block(own, LOGVAR, n), block(own, TWICE_KL, n)
     for i in range(n):
         b_mu[i] = of_mu[i] / B
         b_logvar[i] = of_logvar[i] / B
         write(means, piece.col + i, b_mu[i])
         write(means, D + piece.col + i, b_logvar[i])
+    if prior is not None:  # the same for all samples
+        place = Place(piece.first_row, 1, piece.col, n, D, plan.inner)
+        memory = block(own, PRIOR, PRIOR_BLOCKS * BLOCK)
+        standardize(prior_at(plan, prior, place, memory), b_mu, b_logvar)
     sample_and_kl(b_mu, b_logvar, b_mu, block(own, Z, n), twice_kl)
     return total(twice_kl)
 
 
 @njit(**JIT)
-def finish_tile(plan, piece, own, column_sums, scratch, means):
-    """After a piece: its column sums, and if it is the last range of its tile those of the tile."""
-    sums = sums_in(plan, scratch)
-    of_mu, of_logvar = column_sums
-    cols, D = piece.cols, plan.event
-    fold(of_mu, cols)
-    fold(of_logvar, cols)
-    of_mu, of_logvar = of_mu[:cols], of_logvar[:cols]
-    if plan.ranges > 1:
-        here = 2 * piece.i_range * D + piece.col
-        copy(of_mu, sums.columns[here : here + cols])
-        copy(of_logvar, sums.columns[here + D : here + D + cols])
-        if not is_last_range(plan, piece, scratch):
-            return
-        of_mu[:], of_logvar[:] = 0.0, 0.0
-        for here in range(piece.col, 2 * plan.ranges * D, 2 * D):
-            accumulate(of_mu, sums.columns[here : here + cols])
-            accumulate(of_logvar, sums.columns[here + D : here + D + cols])
-    sums.pieces[1, piece.i_tile] = finish_columns(plan, piece, own, of_mu, of_logvar, means)
-
-
-@njit(**JIT)
-def work(plan, space, tensors, key):
+def work(plan, space, tensors, key, prior):
     """A worker's part: pieces until none is left."""
     mu, scale, eps, z, kl, means = tensors
     own, scratch = join(space), space.scratch
     sums = sums_in(plan, scratch)
     at_sums, of_noise = block(own, SUMS, 0).ctypes.data, block(own, NOISE, NOISE_BLOCKS * BLOCK)
-    b_eps = block(own, EPS, BLOCK)
+    b_eps, of_prior = block(own, EPS, BLOCK), block(own, PRIOR, PRIOR_BLOCKS * BLOCK)
     for piece in pieces(plan, scratch):
         kl_sum = mu_sum = logvar_sum = 0.0
         width = side_by_side(piece)
         of_mu = array_at(at_sums, 0.0, width)
         of_logvar = array_at(at_sums + 8 * BLOCK, 0.0, width)
         of_mu[:], of_logvar[:] = 0.0, 0.0
+        if prior is not None:
+            b_prior = prior_of_first(plan, prior, piece, of_prior)
         for place in places(plan, piece):
             n = place.rows * place.cols
             if eps.address != 0:
@@ -164,11 +190,15 @@ def work(plan, space, tensors, key):
             b_scale = source(scale, place, block(own, SCALE, n))
             b_z, twice_kl = target(z, place, block(own, Z, n)), block(own, TWICE_KL, n)
             b_logvar = block(own, LOGVAR, n)
-            if is_direct(plan):
+            if prior is not None:
+                if varies(prior) and place.row != piece.first_row:
+                    b_prior = prior_at(plan, prior, place, of_prior)
+                b_logvar = sample_and_kl_to(plan, own, b_prior, b_mu, b_scale, b_eps, b_z, twice_kl)
+            elif is_direct(plan):
                 b_std, b_expm1 = block(own, STD, n), block(own, EXPM1, n)
                 terms = Terms(b_logvar, b_std, b_expm1, block(own, PHI, n))
                 direct_terms(plan, b_scale, terms)
-                sample_and_kl_of_terms(b_mu, terms, b_eps, b_z, twice_kl)
+                sample_and_kl_of_terms(b_mu, b_mu, terms, b_eps, b_z, twice_kl)
             else:
                 b_logvar = logvar_of(plan, b_scale, b_logvar)
                 sample_and_kl(b_mu, b_logvar, b_eps, b_z, twice_kl)
@@ -185,13 +215,15 @@ def work(plan, space, tensors, key):
                 logvar_sum += total(b_logvar)
         sums.pieces[0, piece.index] = kl_sum
         if plan.mean_over == BATCH:
-            finish_tile(plan, piece, own, (of_mu, of_logvar), scratch, means)
+            if tile_sums(plan, piece, (of_mu, of_logvar), sums.columns, scratch):
+                twice = finish_columns(plan, piece, own, prior, of_mu, of_logvar, means)
+                sums.pieces[1, piece.i_tile] = twice
         elif plan.mean_over == ALL:
             sums.pieces[1, piece.index], sums.pieces[2, piece.index] = mu_sum, logvar_sum
 
 
 @njit(**JIT)
-def finish(plan, space, kl, kl_of_mean, means):
+def finish(plan, space, kl, kl_of_mean, means, prior):
     """All pieces are done: add their sums, in order."""
     dtype, scratch = space.memories.dtype.type, space.scratch
     B, D = plan.batch, plan.event
@@ -211,6 +243,11 @@ def finish(plan, space, kl, kl_of_mean, means):
         mean_logvar = dtype(total(sums.pieces[2]) / (float(B) * D))
         write(means, 0, mean_mu)
         write(means, 1, mean_logvar)
+        if prior is not None:  # of which all elements are one
+            memory = block(space.memories, PRIOR, PRIOR_BLOCKS * BLOCK)
+            b_prior = prior_at(plan, prior, Place(0, 1, 0, 1, D, plan.inner), memory)
+            mean_mu = (mean_mu - b_prior.mean[0]) * b_prior.root[0]
+            mean_logvar -= b_prior.logvar[0]
         phi = exp_terms(mean_logvar)[2]
         write(kl_of_mean, 0, dtype(0.5 * (float(mean_mu) * float(mean_mu) + phi)))
 
@@ -235,5 +272,28 @@ def forward_kernel(
     mu, scale, eps, z = operands_at(plan, (mu, scale, eps, z))
     plan, space = plan_at(plan), workspace(memories, scratch)
     tensors = Tensors(mu, scale, eps, z, kl, means)
-    on_team(parallel, threads, work, (plan, space, tensors, Key(seed, offset)))
-    on_team(0, 1, finish, (plan, space, kl, kl_of_mean, means))
+    on_team(parallel, threads, work, (plan, space, tensors, Key(seed, offset), None))
+    on_team(0, 1, finish, (plan, space, kl, kl_of_mean, means, None))
+
+
+@njit(**KERNEL)
+def forward_to_prior_kernel(
+    parallel, threads,
+    memories,  # [threads, PRIOR_BUFFERS * BLOCK]
+    plan,  # of mu, scale, eps, z, prior_mean, prior_scale
+    scratch,
+    mu, scale, eps, z, kl, kl_of_mean, means, saved_key, seed, offset,
+    prior_mean, prior_scale,  # addresses, [B, D]
+):  # fmt: skip
+    """The same to a prior; kl_of_mean of one that all samples share."""
+    if saved_key != 0:
+        write(saved_key, 0, seed)
+        write(saved_key, 1, offset)
+    mu, scale, eps, z, prior_mean, prior_scale = operands_at(
+        plan, (mu, scale, eps, z, prior_mean, prior_scale)
+    )
+    plan, space = plan_at(plan), workspace(memories, scratch)
+    tensors = Tensors(mu, scale, eps, z, kl, means)
+    prior = Prior(prior_mean, prior_scale)
+    on_team(parallel, threads, work, (plan, space, tensors, Key(seed, offset), prior))
+    on_team(0, 1, finish, (plan, space, kl, kl_of_mean, means, prior))

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     denominator: int  # of kl
     dkl_row: int  # stride of the upstream gradient of kl, where it is per row
     form: int  # of the scale: a number of ``forms``
+    prior_sums: int  # 1: gradients of the prior are wanted, and are sums over the samples
     low: float  # bounds on logvar, or infinite; statistics count what is outside of [low, high]
     high: float
 
@@ -66,7 +67,9 @@ def pack(plan, layouts):
 
 
 def resized(packed, batch, event, denominator):
-    """Another packed plan: that of rows, one piece and its operands contiguous, of another size."""
+    """Another packed plan, without a prior: that of rows, one piece and its operands contiguous, of
+    another size.
+    """
     words = packed[:]
     # batch, event, inner, tile_cols, range_rows: the first of a Plan.
     words[:5] = array("q", (batch, event, event, event, batch))

@@ -16,6 +16,7 @@ from numba import njit, types
 
 from .memory import BLOCK, array_at, fetch_add
 from .numeric import JIT
+from .reduction import accumulate, copy, fold
 from .tile import Place
 
 # Counters: chunks taken, workers, then ranges done of each tile.
@@ -65,6 +66,30 @@ def join(space):
 def is_last_range(plan, piece, scratch):
     """Are all ranges of the piece's tile done, with this one?"""
     return fetch_add(scratch.ctypes.data, TILES + piece.i_tile) == plan.ranges - 1
+
+
+@njit(**JIT)
+def tile_sums(plan, piece, sums, columns, scratch):
+    """Two sums of each column, of a piece, into those of its tile: are all ranges in them?
+
+    What `sums` are of is left in `columns`, float64[ranges, 2, D], where there are several ranges.
+    """
+    cols, D = piece.cols, plan.event
+    fold(sums[0], cols)
+    fold(sums[1], cols)
+    if plan.ranges == 1:
+        return True
+    a, b = sums[0][:cols], sums[1][:cols]
+    here = 2 * piece.i_range * D + piece.col
+    copy(a, columns[here : here + cols])
+    copy(b, columns[here + D : here + D + cols])
+    if not is_last_range(plan, piece, scratch):
+        return False
+    a[:], b[:] = 0.0, 0.0
+    for here in range(piece.col, 2 * plan.ranges * D, 2 * D):
+        accumulate(a, columns[here : here + cols])
+        accumulate(b, columns[here + D : here + D + cols])
+    return True
 
 
 @njit(**JIT)

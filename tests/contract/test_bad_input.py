@@ -65,6 +65,28 @@ BAD_CALLS = {
     "clamp order, large": (dict(clamp=(1e301, 1e300)), ValueError, "clamp needs lo <= hi"),
     "clamp nan": (dict(clamp=(math.nan, 1.0)), ValueError, "clamp needs lo <= hi"),
     "backend": (dict(backend="cuda"), ValueError, "backend must be one of .*'cuda'"),
+    "scale": (dict(scale="sigma"), ValueError, "scale must be one of 'logvar', .*; got 'sigma'"),
+    "prior no pair": (dict(prior=GOOD), TypeError, r"prior must be a pair \(mean, .* got Tensor"),
+    "prior of one": (dict(prior=(GOOD,)), TypeError, "prior must be a pair .* got 1 of them"),
+    "prior None": (dict(prior=(0.0, None)), TypeError, "prior's scale must be a .*, got NoneType"),
+    "prior text": (dict(prior=("a", 0)), TypeError, "prior's mean must be a torch.Tensor, got str"),
+    "prior dtype": (dict(prior=(GOOD[0].int(), 0)), TypeError, "prior's mean .*torch.int32"),
+    "prior shape": (
+        dict(prior=(0, GOOD[0, :2])), ValueError,
+        r"the prior's scale must have the shape of mu, \(4, 3\); got \(2,\), which does not broad",
+    ),
+    "prior larger": (dict(prior=(GOOD[None], 0)), ValueError, r"mean .*; got \(1, 4, 3\), which"),
+    "prior device": (
+        dict(prior=(GOOD[0].to("meta"), 0)), ValueError, "mean must be on the device of mu, .*meta",
+    ),
+    "prior of samples": (
+        dict(prior=(GOOD, 0)), ValueError,
+        r"without batch axes, .* shapes \(4, 3\) and \(\) .* \(4, 3\) .*: pass kl_of_mean=False",
+    ),
+    "prior over all": (
+        dict(prior=(GOOD[0], 0), mean_over="all"), ValueError,
+        r"mean_over='all' needs a prior of one mean and one scale, got shapes \(3,\) and \(\)",
+    ),
 }  # fmt: skip
 
 

@@ -66,4 +66,4 @@ def forward(spec: Spec, x: Operands, source: Source) -> Outputs:
     )
     if outputs.z is None:
         return outputs
-    return outputs._replace(z=outputs.z.to(sample_dtype(*x)))
+    return outputs._replace(z=outputs.z.to(sample_dtype(*x[:3])))

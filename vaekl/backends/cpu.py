@@ -60,6 +60,10 @@ def why_not(device: str) -> str | None:
     return None
 
 
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
 def _dtype(tensor: Tensor | None) -> torch.dtype:
     return torch.float32 if tensor is None else tensor.dtype
 
@@ -84,7 +88,7 @@ class _ForwardPlan:
         self.sized: dict[torch.Size, _SizedForward] = {}
 
     def __call__(self, x: Operands, source: Source) -> tuple[Outputs, Saved]:
-        mu, scale, eps = x
+        mu, scale, eps, prior_mean, prior_scale = x
         sized = self.sized.get(mu.shape)
         if sized is None:
             sized = self._of_size(x)
@@ -116,6 +120,7 @@ class _ForwardPlan:
             0 if key is None else key.data_ptr(),
             seed,
             offset,
+            *([] if prior_mean is None else _addresses(prior_mean, prior_scale)),
         )
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
 
@@ -124,7 +129,7 @@ class _ForwardPlan:
         launch = None if self.resizable is None else self.resizable.resized(shape)
         if launch is None:
             launch = self._planned(x)
-        z_dtype, dtype = sample_dtype(*x), self.scalar.dtype
+        z_dtype, dtype = sample_dtype(*x[:3]), self.scalar.dtype
         new_z = allocator(x.mu, z_dtype) if spec.sample else None
         kl = dense(shape[: spec.batch_dims]) if spec.reduction == "none" else None
         means, new_means = None, allocator(self.scalar, dtype)
@@ -142,8 +147,10 @@ class _ForwardPlan:
         arrangement = arrange_forward(spec, x)
         if arrangement is None:
             raise RuntimeError("tensors of another layout than those that were planned for")
-        dtypes = (x.mu.dtype, x.scale.dtype, _dtype(x.eps), sample_dtype(*x))
-        launch = Launch(kernels.FORWARD, spec, arrangement, dtypes, self.scalar.dtype, spec.clamp)
+        inputs, of_prior = [_dtype(t) for t in x[:3]], [_dtype(t) for t in x[3:]]
+        dtypes = (*inputs, sample_dtype(*x[:3]), *of_prior)
+        kernel = kernels.FORWARD if spec.prior is None else kernels.FORWARD_TO_PRIOR
+        launch = Launch(kernel, spec, arrangement, dtypes, self.scalar.dtype, spec.clamp)
         if launch.is_resizable:
             self.resizable = launch
         return launch
@@ -160,8 +167,10 @@ def forward(spec: Spec, x: Operands) -> Forward:
 
 
 class _BackwardPlan:
-    def __init__(self, spec: Spec, needs: Needs) -> None:
+    def __init__(self, spec: Spec, needs: Needs, upstream: Outputs) -> None:
         self.spec, self.needs = spec, needs
+        has_kl = upstream.kl is not None or upstream.kl_of_mean is not None
+        self.to_prior = spec.prior is not None and has_kl  # z has no part in it
         self.resizable: tuple[Launch, GradientMemory] | None = None
         self.sized: dict[torch.Size, tuple[Launch, GradientMemory]] = {}
 
@@ -173,10 +182,10 @@ class _BackwardPlan:
             sized = self._of_size(x, upstream, into)
         launch, new_gradients = sized
         gradients = new_gradients(x, into)
-        mu, scale, eps = x
+        mu, scale, eps, *_ = x
         dz, dkl, dkl_of_mean = upstream
         key, means, _ = saved
-        d_mu, d_scale, d_eps = gradients
+        d_mu, d_scale, d_eps, *of_prior = gradients
         launch(
             mu.data_ptr(),
             scale.data_ptr(),
@@ -189,6 +198,7 @@ class _BackwardPlan:
             0 if d_mu is None else d_mu.data_ptr(),
             0 if d_scale is None else d_scale.data_ptr(),
             0 if d_eps is None else d_eps.data_ptr(),
+            *(_addresses(*x[3:], *of_prior) if self.to_prior else ()),
         )
         return gradients
 
@@ -212,10 +222,14 @@ class _BackwardPlan:
         arrangement = arrange_backward(spec, x, upstream, self.needs, into)
         if arrangement is None:
             raise RuntimeError("tensors of another layout than those that were planned for")
-        inputs = (x.mu.dtype, x.scale.dtype, _dtype(x.eps))
-        dtypes, dtype = (*inputs, _dtype(upstream.z), *inputs), compute_dtype(*x)
-        launch = Launch(kernels.BACKWARD, spec, arrangement, dtypes, dtype, spec.clamp)
-        sized = launch, GradientMemory(x, self.needs, arrangement.like_mu)
+        inputs, of_prior = [_dtype(t) for t in x[:3]], [_dtype(t) for t in x[3:]]
+        dtypes = (*inputs, _dtype(upstream.z), *inputs, *of_prior, *of_prior)
+        kernel = kernels.BACKWARD_TO_PRIOR if self.to_prior else kernels.BACKWARD
+        sums = spec.prior == "event" and (self.needs.prior_mean or self.needs.prior_scale)
+        launch = Launch(
+            kernel, spec, arrangement, dtypes, compute_dtype(*x), spec.clamp, prior_sums=sums
+        )
+        sized = launch, GradientMemory(spec, x, self.needs, arrangement.like_mu)
         if launch.is_resizable:
             self.resizable = sized
         return sized
@@ -226,7 +240,7 @@ def backward(
 ) -> Backward:
     """A plan for tensors like these."""
     if arrange_backward(spec, x, upstream, needs, into) is not None:
-        return _BackwardPlan(spec, needs)
+        return _BackwardPlan(spec, needs, upstream)
     part = of_slices(spec, x)
     if part is None or upstream.kl is None:
         return backward_of_copies(spec, needs, backward)
@@ -237,7 +251,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     """The rows of ``diagnostics.statistics.ROWS``, float64 [9, D]."""
     arrangement = arrange_inputs(mu, logvar, batch_dims)
     if arrangement is None:
-        (mu, logvar, _), _ = arranged(Operands(mu, logvar), None, batch_dims)
+        (mu, logvar, *_), _ = arranged(Operands(mu, logvar), None, batch_dims)
         return statistics(mu, logvar, batch_dims)
     shape = (kernels.COLUMN_SUMS + 1, arrangement.view.event)
     out = torch.empty(shape, dtype=torch.float64, device="cpu")

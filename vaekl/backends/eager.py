@@ -27,6 +27,7 @@ from vaekl._spec import (
     Spec,
     compute_dtype,
     has_float64,
+    needed,
     sample_dtype,
     sizes,
 )
@@ -140,7 +141,9 @@ def _part(values: Tensor | None, row: slice, column: slice) -> Any:
 
 
 def _is_large(x: Operands) -> bool:
-    return x.mu.device.type == "cpu" and x.mu.numel() > _block()
+    """Is it worked on in blocks? (Not against a prior.)"""
+    is_large: bool = x.mu.numel() > _block()
+    return is_large and x.mu.device.type == "cpu" and x.prior_mean is None
 
 
 def _forward_in_blocks(
@@ -149,7 +152,7 @@ def _forward_in_blocks(
     """``formulas.outputs``; None where there are no such views."""
     z = torch.empty_like(x.mu, dtype=z_dtype) if spec.sample else None
     batch, event = sizes(x.mu.shape, spec.batch_dims)
-    flat = _flat(batch, event, *x, z)
+    flat = _flat(batch, event, *x[:3], z)
     if flat is None:
         return None
     mu, scale, noise, z_flat = flat
@@ -194,7 +197,7 @@ def forward(spec: Spec, like: Operands) -> Forward:
     """Nothing is worth working out beforehand."""
 
     def run(x: Operands, source: Source) -> tuple[Outputs, Saved]:
-        drawn, z_dtype = None, sample_dtype(*x)
+        drawn, z_dtype = None, sample_dtype(*x[:3])
         dtype = compute_dtype(*x)
         if spec.sample and x.eps is None:
             drawn = draw_noise(spec, x, source)
@@ -215,7 +218,7 @@ def _backward_in_blocks(
 ) -> Gradients | None:
     """``formulas.gradients`` of x with its noise, in `out`; None where there are no such views."""
     batch, event = sizes(x.mu.shape, spec.batch_dims)
-    flat = _flat(batch, event, *x, upstream.z, *out)
+    flat = _flat(batch, event, *x[:3], upstream.z, *out[:3])
     if flat is None:
         return None
     mu, scale, noise, dz, *targets = flat
@@ -224,12 +227,13 @@ def _backward_in_blocks(
         upstream = upstream._replace(kl=upstream.kl.reshape(batch))
     spec = spec._replace(batch_dims=1)
     _, of_kl, of_mean = formulas.weights(spec, x, saved, upstream)
-    of_mu, of_logvar = of_mean or (None, None)
+    of_mu, of_logvar, _ = of_mean or (None, None, None)
     for block in _blocks(batch, event):
         mu, scale, noise, of_z, kl, m, v = [
-            _part(values, *block) for values in (*x, dz, of_kl, of_mu, of_logvar)
+            _part(values, *block) for values in (*x[:3], dz, of_kl, of_mu, of_logvar)
         ]
-        weights = formulas.Weights(of_z, kl, None if of_mean is None else (m, v))
+        of_means = None if of_mean is None else formulas.OfMean(m, v)
+        weights = formulas.Weights(of_z, kl, of_means)
         found = formulas.of_elements(spec, Operands(mu, scale, noise), weights)
         for target, values in zip(targets, found):
             if target is not None:
@@ -241,8 +245,7 @@ def backward(
     spec: Spec, like: Operands, upstream: Outputs, needs: Needs, into: Into | None
 ) -> Backward:
     """``formulas.gradients`` of these."""
-    if upstream.z is None:
-        needs = needs._replace(eps=False)
+    needs = needed(needs, upstream)
 
     def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
         x, found = formulas.with_noise(spec, x, saved), None

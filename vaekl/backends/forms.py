@@ -44,10 +44,15 @@ def _outside(logvar: Tensor, bounds: tuple[float, float]) -> Tensor:
     return torch.where(logvar <= lo, lo, torch.where(logvar >= hi, hi, nan))
 
 
-def _psi(x: Tensor) -> Tensor:
-    """x - 1 - log(x) without cancellation near 1."""
-    u = x - 1.0
-    is_near = u.abs() < 0.375
+def _psi(u: Tensor, x: Tensor, is_quotient: bool = False) -> Tensor:
+    """u - log(x) of x = 1 + u, without cancellation near u = 0.
+
+    The series goes on, in float32, until what is left is large beside the rounding of a quotient.
+    """
+    if is_quotient and u.dtype == torch.float32:
+        is_near = (x > 1 / 3) & (x < 3.0)
+    else:
+        is_near = u.abs() < 0.375
     s = torch.where(is_near, u, 0.0)
     s = s / (s + 2.0)
     square = s * s
@@ -55,16 +60,37 @@ def _psi(x: Tensor) -> Tensor:
     for coefficient in LN_F64[:-1]:
         series = series * square + coefficient
     near = square * (2.0 / (1.0 - s) - s * series)
-    far = torch.where(is_near, 1.0, x)
-    return torch.where(is_near, near, far - 1.0 - torch.log(far))
+    u, x = torch.where(is_near, 0.0, u), torch.where(is_near, 1.0, x)
+    return torch.where(is_near, near, u - torch.log(x))
+
+
+def _ratio(s: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    """u = (s - prior) / prior, and 1 + u = s / prior."""
+    return (s - 1.0, s) if prior is None else ((s - prior) / prior, s / prior)
+
+
+def _phi_of_std(s: Tensor, prior: Tensor | None) -> Tensor:
+    u, ratio = _ratio(s, prior)
+    return u * u + 2.0 * _psi(u, ratio, prior is not None)
+
+
+def _expm1_of_std(s: Tensor, prior: Tensor | None) -> Tensor:
+    u, _ = _ratio(s, prior)
+    return u * (u + 2.0)
+
+
+#: Of a posterior's scale and a prior's, None for N(0, 1).
+OfBoth = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Direct(NamedTuple):
-    """Of a scale that is no logarithm: each from the scale itself."""
+    """Of a scale that is no logarithm: each from the scale itself. With r = logvar, less that of a
+    prior:
+    """
 
     std: Callable[[Tensor], Tensor]
-    expm1: Callable[[Tensor], Tensor]  # e^logvar - 1
-    phi: Callable[[Tensor], Tensor]  # e^logvar - 1 - logvar
+    expm1: OfBoth  # e^r - 1
+    phi: OfBoth  # e^r - 1 - r
     std_slope: Callable[[Tensor, Tensor], Tensor]  # (values, std): the values times dstd / dscale
 
 
@@ -73,29 +99,32 @@ class Form(NamedTuple):
 
     logvar: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor, Tensor], Tensor]  # (values, scale): the values times dlogvar / dscale
+    root: Callable[[Tensor], Tensor]  # exp(-logvar / 2)
     direct: Direct | None = None  # None: std, e^logvar - 1 and phi are those of logvar
 
 
 FORMS = {
-    "logvar": Form(lambda s: s, lambda values, s: values),
-    "log_std": Form(lambda s: 2.0 * s, lambda values, s: 2.0 * values),
+    "logvar": Form(lambda s: s, lambda values, s: values, lambda s: torch.exp(-0.5 * s)),
+    "log_std": Form(lambda s: 2.0 * s, lambda values, s: 2.0 * values, lambda s: torch.exp(-s)),
     "std": Form(
         lambda s: 2.0 * torch.log(s),
         lambda values, s: 2.0 * values / s,
+        torch.reciprocal,
         Direct(
             std=lambda s: s,
-            expm1=lambda s: (s - 1.0) * (s + 1.0),
-            phi=lambda s: (s - 1.0) * (s - 1.0) + 2.0 * _psi(s),
+            expm1=_expm1_of_std,
+            phi=_phi_of_std,
             std_slope=lambda values, std: values,
         ),
     ),
     "var": Form(
         torch.log,
         lambda values, s: values / s,
+        lambda s: torch.reciprocal(torch.sqrt(s)),
         Direct(
             std=torch.sqrt,
-            expm1=lambda s: s - 1.0,
-            phi=_psi,
+            expm1=lambda s, prior: _ratio(s, prior)[0],
+            phi=lambda s, prior: _psi(*_ratio(s, prior), prior is not None),
             std_slope=lambda values, std: 0.5 * values / std,
         ),
     ),

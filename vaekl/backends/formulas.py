@@ -6,6 +6,7 @@ is, and fit for vmap: a batched tensor is never written into one that is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -64,16 +65,83 @@ def shaped(noise: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
     return noise if mu.dim() == 2 and batch_dims == 1 else noise.view(mu.shape)
 
 
+#: e^r past this is not corrected: it may be infinite.
+_LARGE = 1e30
+
+
+class Ratio(NamedTuple):
+    """r, a logvar less another, and what rounding has taken from it: of logvars some 10 apart as
+    much as a KL's budget.
+    """
+
+    r: Tensor
+    low: Tensor | None = None
+
+    def expm1(self) -> Tensor:
+        """e^r - 1."""
+        expm1 = torch.expm1(self.r)
+        if self.low is None:
+            return expm1
+        return torch.addcmul(expm1, self.low, (expm1 + 1.0).clamp(max=_LARGE))
+
+    def corrected(self, phi: Tensor) -> Tensor:
+        """Of phi(r) as it is rounded."""
+        if self.low is None:
+            return phi
+        return torch.addcmul(phi, self.low, torch.expm1(self.r).clamp(max=_LARGE))
+
+
+class Prior(NamedTuple):
+    """In the compute dtype; it broadcasts against mu."""
+
+    mean: Tensor
+    scale: Tensor
+    logvar: Tensor
+    root: Tensor  # exp(-logvar / 2)
+
+    def far(self, m: Tensor) -> Tensor:
+        """(m - mean) exp(-logvar / 2), of which the square does not overflow before it has to."""
+        return (m - self.mean) * self.root
+
+    def ratio(self, v: Tensor) -> Ratio:
+        """v - logvar; its rounding by Knuth's two-sum."""
+        r = v - self.logvar
+        if r.dtype == torch.float64:
+            return Ratio(r)
+        near = r + self.logvar
+        low = (v - near) - (self.logvar - (near - r))
+        return Ratio(r, torch.where(low == low, low, 0.0))  # NaN: of infinities
+
+    def of_event(self, mean_over: str | None) -> Prior:
+        """As means of mu and logvar have it: [D], or for "all" one number."""
+        flat = [t.reshape(-1) for t in self]
+        return Prior(*(t[:1].sum() if mean_over == "all" else t for t in flat))
+
+
+def prior_of(spec: Spec, x: Operands) -> Prior | None:
+    """None for N(0, I)."""
+    if x.prior_mean is None or x.prior_scale is None:
+        return None
+    form, dtype = FORMS[spec.form], compute_dtype(*x)
+    mean, scale = x.prior_mean.to(dtype), x.prior_scale.to(dtype)
+    if form.direct is not None:  # a quotient of two that are negative has a logarithm
+        scale = torch.where(scale < 0.0, math.nan, scale)
+    return Prior(mean, scale, form.logvar(scale), form.root(scale))
+
+
 def std_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
     """Of a scale and its logvar within bounds."""
     direct = FORMS[spec.form].direct
     return _exp_half(v) if direct is None else _inside(spec, s, direct.std, v, _exp_half)
 
 
-def expm1_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
-    """e^v - 1."""
-    direct = FORMS[spec.form].direct
-    return torch.expm1(v) if direct is None else _inside(spec, s, direct.expm1, v, torch.expm1)
+def expm1_of(spec: Spec, s: Tensor, v: Tensor, prior: Prior | None) -> Tensor:
+    """e^r - 1, r = v less the prior's."""
+    direct, ratio = FORMS[spec.form].direct, Ratio(v) if prior is None else prior.ratio(v)
+    if direct is None:
+        return ratio.expm1()
+    scale = None if prior is None else prior.scale
+    return _inside(spec, s, lambda s: direct.expm1(s, scale), ratio.r, torch.expm1)
 
 
 def _exp_half(v: Tensor) -> Tensor:
@@ -95,13 +163,16 @@ def _inside(
     return torch.where(within, values, of_logvar(torch.where(within, 0.0, v)))
 
 
-def phis_of(spec: Spec, s: Tensor, logvars: list[Tensor], phi_of_each: Phis) -> list[Tensor]:
-    """phi of logvars, of which the first is that of the scale s."""
+def phis_of(
+    spec: Spec, s: Tensor, rs: list[Tensor], phi_of_each: Phis, prior: Prior | None = None
+) -> list[Tensor]:
+    """phi of logvars less the prior's, of which the first is that of the scale s."""
     direct = FORMS[spec.form].direct
     if direct is None:
-        return phi_of_each(logvars)
-    v, *others = logvars
-    first = _inside(spec, s, direct.phi, v, lambda v: phi_of_each([v])[0])
+        return phi_of_each(rs)
+    r, *others = rs
+    scale = None if prior is None else prior.scale
+    first = _inside(spec, s, lambda s: direct.phi(s, scale), r, lambda r: phi_of_each([r])[0])
     return [first, *(phi_of_each(others) if others else [])]
 
 
@@ -131,25 +202,34 @@ def outputs(
     spec: Spec, x: Operands, dtype: torch.dtype, phi_of_each: Phis, logvar: Logvar = bounded_logvar
 ) -> tuple[Outputs, Tensor | None]:
     """The outputs in `dtype`, where x has the noise in any, and the means."""
-    mu, scale, noise = x
+    mu, scale, noise, *_ = x
     batch, event = sizes(mu.shape, spec.batch_dims)
-    m, s = mu.to(dtype), scale.to(dtype)
+    m, s, prior = mu.to(dtype), scale.to(dtype), prior_of(spec, x)
     v = logvar(spec.form, s, spec.clamp)
     z = kl = of_mean = averages = None
     if spec.sample and noise is not None:
         z = sample(m, std_of(spec, s, v), noise)
-    logvars = [] if spec.reduction is None else [v]
+    ratios = []
+    if spec.reduction is not None:
+        ratios.append(Ratio(v) if prior is None else prior.ratio(v))
     if spec.mean_over is not None:
         mean_m, mean_v = means(spec, m, v)
         averages = torch.stack([mean_m, mean_v])
-        logvars.append(mean_v)
-    phis = (
-        phi_of_each(logvars) if spec.reduction is None else phis_of(spec, s, logvars, phi_of_each)
-    )
+        if prior is not None:
+            of_event = prior.of_event(spec.mean_over)
+            mean_m = of_event.far(mean_m)
+        ratios.append(Ratio(mean_v) if prior is None else of_event.ratio(mean_v))
+    rs = [ratio.r for ratio in ratios]
+    phis = phi_of_each(rs) if spec.reduction is None else phis_of(spec, s, rs, phi_of_each, prior)
+    if prior is not None:
+        if FORMS[spec.form].direct is not None and spec.reduction is not None:
+            ratios[0] = Ratio(rs[0])  # which is no difference of logarithms
+        phis = [ratio.corrected(of_each) for ratio, of_each in zip(ratios, phis)]
     if spec.mean_over is not None:
         of_mean = _divide(torch.addcmul(phis.pop(), mean_m, mean_m).sum(), 2)
     if spec.reduction is not None:
-        twice = torch.addcmul(phis.pop(), m, m)
+        far = m if prior is None else prior.far(m)
+        twice = torch.addcmul(phis.pop(), far, far)
         if spec.reduction != "none":
             kl = of_sum(spec, twice.sum(), batch, event)
         else:
@@ -159,17 +239,25 @@ def outputs(
     return Outputs(z, kl, of_mean), averages
 
 
+class OfMean(NamedTuple):
+    """What kl_of_mean sends to each element."""
+
+    mu: Tensor
+    logvar: Tensor
+    prior_logvar: Tensor | None = None  # the prior's mean is sent what mu is, negated
+
+
 class Weights(NamedTuple):
     """Upstream gradients as the gradients of an element take them; each broadcasts against mu."""
 
     dz: Tensor | None
     kl: Tensor | None = None  # mu and e^logvar - 1 are multiplied by it
-    of_mean: tuple[Tensor, Tensor] | None = None  # what is added to d_mu and d_logvar
+    of_mean: OfMean | None = None
 
 
 def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights:
     """Without ``saved.means`` they are taken here, so that they are differentiated."""
-    mu, scale, _ = x
+    mu, scale, *_ = x
     dz, dkl, dkl_of_mean = upstream
     batch, event = sizes(mu.shape, spec.batch_dims)
     dtype = compute_dtype(*x)
@@ -186,9 +274,16 @@ def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights
         else:
             m, v = saved.means.unbind()
         h = dkl_of_mean.to(dtype) / (batch if over_batch else batch * event)
+        prior = prior_of(spec, x)
+        if prior is None:
+            found = [h * m, 0.5 * h * torch.expm1(v)]
+        else:
+            prior = prior.of_event(spec.mean_over)
+            far, expm1 = prior.far(m), prior.ratio(v).expm1()
+            found = [h * far * prior.root, 0.5 * h * expm1, -0.5 * h * (far * far + expm1)]
         if over_batch and mu.dim() - spec.batch_dims != 1:
-            m, v = (mean.reshape(mu.shape[spec.batch_dims :]) for mean in (m, v))
-        of_mean = h * m, 0.5 * h * torch.expm1(v)
+            found = [values.reshape(mu.shape[spec.batch_dims :]) for values in found]
+        of_mean = OfMean(*found)
     return Weights(dz, dkl, of_mean)
 
 
@@ -204,20 +299,31 @@ def _plus(
 def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = None) -> Gradients:
     """All gradients, of x with its noise, in the compute dtype; the smallest term comes first.
 
-    They have the least shape that has all that they depend on; that of mu may be dz. `out` is
+    Those of a prior that samples share are each sample's share. They have the least shape that has
+    all that they depend on; that of mu may be dz. `out` is
     memory for those of mu and scale, which are not differentiable then; it is for its owner to see
     if they are there.
     """
-    mu, scale, noise = x
+    mu, scale, noise, *_ = x
     form, dtype = FORMS[spec.form], compute_dtype(*x)
-    m, s = mu.to(dtype), scale.to(dtype)
+    m, s, prior = mu.to(dtype), scale.to(dtype), prior_of(spec, x)
     v = clamped_logvar(spec.form, s, spec.clamp)
     out_mu, out_logvar = out or (None, None)
-    d_mu, d_logvar = weights.of_mean or (None, None)
+    d_mu, d_logvar, d_prior_logvar = weights.of_mean or (None, None, None)
+    d_prior_mean = d_prior_scale = None
+    if prior is not None and d_mu is not None:
+        d_prior_mean = -d_mu
     d_eps = d_std = None
     if weights.kl is not None:
-        d_mu = _plus(d_mu, weights.kl, m, out=out_mu)
-        d_logvar = _plus(d_logvar, weights.kl, expm1_of(spec, s, v), 0.5, out_logvar)
+        slope, expm1 = m, expm1_of(spec, s, v, prior)
+        if prior is not None:
+            far = prior.far(m)
+            slope = far * prior.root
+            d_prior_mean = _plus(d_prior_mean, weights.kl, slope, -1.0)
+            of_both = torch.addcmul(expm1, far, far)
+            d_prior_logvar = _plus(d_prior_logvar, weights.kl, of_both, -0.5)
+        d_mu = _plus(d_mu, weights.kl, slope, out=out_mu)
+        d_logvar = _plus(d_logvar, weights.kl, expm1, 0.5, out_logvar)
     if weights.dz is not None and noise is not None:
         dz, std = weights.dz.to(dtype), std_of(spec, s, v)
         d_eps = dz * std
@@ -232,7 +338,9 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
         d_scale = d_scale if d_std is None else d_scale + d_std
     if d_scale is not None and spec.clamp is not None:
         d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
-    return Gradients(d_mu, d_scale, d_eps)
+    if prior is not None and d_prior_logvar is not None:
+        d_prior_scale = form.slope(d_prior_logvar, prior.scale)
+    return Gradients(d_mu, d_scale, d_eps, d_prior_mean, d_prior_scale)
 
 
 def with_noise(spec: Spec, x: Operands, saved: Saved) -> Operands:
@@ -252,10 +360,14 @@ def gradients(
     weighed = weights(spec, x, saved, upstream)
     is_theirs = into is not None and into.mu.dtype == compute_dtype(*x)  # partial sums, too
     found = of_elements(spec, with_noise(spec, x, saved), weighed, into if is_theirs else None)
-    given = []
-    for values, model, is_needed, target in zip(found, x, needs, (*(into or (None, None)), None)):
+    given, targets = [], (*(into or (None, None)), None, None, None)
+    for i, (values, model, is_needed, target) in enumerate(zip(found, x, needs, targets)):
         if values is None or model is None or not is_needed:
             values = None
+        elif i > 2 and spec.prior == "event":
+            samples = tuple(range(spec.batch_dims))
+            values = values.expand(x.mu.shape)
+            values = like(values.sum(samples) if samples else values, model, model.dtype)
         elif target is None:
             if values is upstream.z:  # no gradient may be the tensor that came in
                 values = values.clone()

@@ -38,7 +38,9 @@ ROWS_OF_SUMS, RANGES_OF_SUMS = 32, 16
 
 
 class Launch:
-    """A kernel with all but its addresses fixed; `dtypes`: of the tensors arranged, in order."""
+    """A kernel with all but its addresses fixed; `dtypes`: of the tensors arranged, in order;
+    `prior_sums`: are column sums wanted as gradients of a prior?
+    """
 
     def __init__(
         self,
@@ -48,11 +50,12 @@ class Launch:
         dtypes: Sequence[torch.dtype],
         dtype: torch.dtype,
         bounds: tuple[float, float] | None,
+        prior_sums: bool = False,
     ) -> None:
         view, block = arrangement.view, kernels.BLOCK
         batch, event = view.batch, view.event
         least = 1
-        if spec.mean_over == "batch":
+        if spec.mean_over == "batch" or prior_sums:
             least = min(ROWS_OF_SUMS, -(-batch // RANGES_OF_SUMS))
         tiles = -(-event // block)
         tile_cols = -(-event // (4 * tiles)) * 4
@@ -77,6 +80,7 @@ class Launch:
             kl_denominator(spec.reduction, batch, event),
             arrangement.dkl_row,
             kernels.FORMS[spec.form],
+            prior_sums,
             *(bounds or _NO_BOUNDS),
         )
         layouts = [(_KINDS[d], *strides) for d, strides in zip(dtypes, arrangement.strides)]
@@ -87,6 +91,7 @@ class Launch:
         strides_of_rows = {(event, 0, 1), (0, 0, 0)}
         self.is_resizable = (
             spec.batch_dims == 1
+            and spec.prior is None
             and _is_small(batch, event)
             and strides_of_rows.issuperset(arrangement.strides)
         )

@@ -19,8 +19,9 @@ LEAST = 16384
 
 
 def of_slices(spec: Spec, x: Operands) -> Spec | None:
-    """The Spec of one slice; None where tensors may not be cut."""
+    """The Spec of one slice; None where tensors may not be cut, or there are those of a prior."""
     apart = spec.reduction == "none" and spec.mean_over is None and not spec.sample
+    apart = apart and spec.prior is None
     if not apart or spec.batch_dims < 2 or x.mu.numel() < LEAST * x.mu.shape[0]:
         return None
     return spec._replace(batch_dims=spec.batch_dims - 1)

@@ -34,6 +34,14 @@ def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
     return tuple(t.stride() for t in tensors if t is not None)
 
 
+def spread(spec: Spec, x: Operands) -> Operands:
+    """With a prior that all samples share as if each had its own."""
+    if spec.prior != "event" or x.prior_mean is None or x.prior_scale is None:
+        return x
+    mean, scale = (t.expand(x.mu.shape) for t in (x.prior_mean, x.prior_scale))
+    return x._replace(prior_mean=mean, prior_scale=scale)
+
+
 def _arrange(
     inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], mu: Tensor, batch_dims: int
 ) -> Arrangement | None:
@@ -47,9 +55,10 @@ def _arrange(
 
 def _are_rows(x: Operands, batch_dims: int) -> bool:
     """Contiguous [B, D], as most are? So is then what is allocated like them."""
-    mu, scale, eps = x
+    mu, scale, eps, prior, _ = x
     return (
         batch_dims == 1
+        and prior is None
         and mu.dim() == 2
         and mu.is_contiguous()
         and scale.is_contiguous()
@@ -65,11 +74,12 @@ def _rows(mu: Tensor, present: tuple[bool, ...]) -> Arrangement:
 
 
 def arrange_forward(spec: Spec, x: Operands) -> Arrangement | None:
-    """Of mu, scale, eps, z; None where a tensor has to be copied first."""
+    """Of mu, scale, eps, z and the prior; None where a tensor has to be copied first."""
     if _are_rows(x, spec.batch_dims):
-        return _rows(x.mu, (True, True, x.eps is not None, spec.sample))
+        return _rows(x.mu, (True, True, x.eps is not None, spec.sample, False, False))
     z = torch.empty_like(x.mu) if spec.sample else None
-    return _arrange(x, [z], x.mu, spec.batch_dims)
+    *inputs, mean, scale = spread(spec, x)
+    return _arrange([*inputs, z, mean, scale], [], x.mu, spec.batch_dims)
 
 
 def arrange_inputs(mu: Tensor, logvar: Tensor, batch_dims: int) -> Arrangement | None:
@@ -80,7 +90,9 @@ def arrange_inputs(mu: Tensor, logvar: Tensor, batch_dims: int) -> Arrangement |
 def arrange_backward(
     spec: Spec, x: Operands, upstream: Outputs, needs: Needs, into: Into | None
 ) -> Arrangement | None:
-    """Of x, dz and the gradients of x; None where a tensor has to be copied first."""
+    """Of mu, scale, eps, dz and the gradients of the first three; then of the prior and, where
+    each sample has one, its gradients. None where a tensor has to be copied first.
+    """
     mu, batch_dims = x.mu, spec.batch_dims
     dz, dkl = upstream.z, upstream.kl
     dkl_row, wide = 0, False
@@ -97,15 +109,23 @@ def arrange_backward(
         and (dz is None or is_number or dz.is_contiguous())
     ):
         inputs_there = (True, True, x.eps is not None, dz is not None and not is_number)
-        rows_of = _rows(mu, (*inputs_there, needs.mu, needs.scale, needs.eps and x.eps is not None))
+        eps_there = needs.eps and x.eps is not None
+        there = (*inputs_there, needs.mu, needs.scale, eps_there, False, False, False, False)
+        rows_of = _rows(mu, there)
         return rows_of._replace(dkl_row=dkl_row)
     # Each gradient has the layout of its input, or else that of mu.
+    *inputs, prior_mean, prior_scale = spread(spec, x)
+    if spec.prior != "sample":  # then they are sums
+        needs = needs._replace(prior_mean=False, prior_scale=False)
     for like_mu in (False, True):
-        models = [mu] * 3 if like_mu else x
-        likes = [None if m is None or not n else torch.empty_like(m) for m, n in zip(models, needs)]
+        likes = [
+            torch.empty_like(mu if like_mu else m) if m is not None and n else None
+            for m, n in zip(x, needs)
+        ]
         if into is not None:
             likes[:2] = into
-        found = _arrange([*x, dz], likes, mu, batch_dims)
+        of_prior = [prior_mean, prior_scale, *likes[3:]]
+        found = _arrange([*inputs, dz, *likes[:3], *of_prior], [], mu, batch_dims)
         if found is not None:
             view = found.view._replace(wide=found.view.wide or wide)
             return found._replace(view=view, like_mu=like_mu, dkl_row=dkl_row)
@@ -155,16 +175,22 @@ def dense(shape: Sequence[int]) -> tuple[Strides, Strides]:
 class GradientMemory:
     """Allocates the gradients that are needed."""
 
-    def __init__(self, x: Operands, needs: Needs, like_mu: bool) -> None:
+    def __init__(self, spec: Spec, x: Operands, needs: Needs, like_mu: bool) -> None:
         self.like_mu = like_mu
-        self.mu, self.scale, self.eps = (
+        self.mu, self.scale, self.eps, *of_prior = (
             allocator(x.mu if like_mu else t, t.dtype) if need and t is not None else None
             for t, need in zip(x, needs)
         )
+        self.of_prior = of_prior if spec.prior == "sample" else None
+        #: Of a prior that samples share: sums, in the order of its elements.
+        self.sums = [
+            None if t is None or not need else (*dense(t.shape), t.dtype)
+            for t, need in zip(x[3:], needs[3:])
+        ]
 
     def __call__(self, x: Operands, into: Into | None) -> Gradients:
         """Those of mu and scale are `into`, where the caller has allocated them."""
-        mu, scale, eps = x
+        mu, scale, eps, *prior = x
         d_mu = d_scale = d_eps = None
         if into is not None:
             d_mu, d_scale = into
@@ -175,10 +201,27 @@ class GradientMemory:
                 d_scale = self.scale(mu if self.like_mu else scale)
         if self.eps is not None and eps is not None:
             d_eps = self.eps(mu if self.like_mu else eps)
-        return Gradients(d_mu, d_scale, d_eps)
+        if prior[0] is None:
+            return Gradients(d_mu, d_scale, d_eps)
+        return Gradients(d_mu, d_scale, d_eps, *self._of_prior(mu, prior))
+
+    def _of_prior(self, mu: Tensor, prior: Sequence[Tensor | None]) -> list[Tensor | None]:
+        if self.of_prior is None:
+            return [
+                None
+                if like is None
+                else torch.empty_strided(*like[:2], dtype=like[2], device=mu.device)
+                for like in self.sums
+            ]
+        return [
+            None if new is None or t is None else new(mu if self.like_mu else t)
+            for new, t in zip(self.of_prior, prior)
+        ]
 
 
-def arranged(x: Operands, dz: Tensor | None, batch_dims: int) -> tuple[Operands, Tensor | None]:
+def arranged(
+    x: Operands, dz: Tensor | None, batch_dims: int, prior: str | None = None
+) -> tuple[Operands, Tensor | None]:
     """Copies of those tensors that three strides cannot describe together with the ones before
     them; the rest as they are.
     """
@@ -194,9 +237,18 @@ def arranged(x: Operands, dz: Tensor | None, batch_dims: int) -> tuple[Operands,
         kept.append(tensor)
         return tensor
 
+    def fit_shared(tensor: Tensor) -> Tensor:
+        if layout.view(shape, batch_dims, _strides([*kept, tensor.expand(shape)])) is None:
+            one = model[(0,) * batch_dims]
+            tensor = torch.empty_like(one, dtype=tensor.dtype).copy_(tensor)
+        kept.append(tensor.expand(shape))
+        return tensor
+
     scale = fit(x.scale)
     eps = None if x.eps is None else fit(x.eps)
-    return Operands(first, scale, eps), None if dz is None else fit(dz)
+    fit_prior = fit_shared if prior == "event" else fit
+    of_prior = [None if t is None else fit_prior(t) for t in x[3:]]
+    return Operands(first, scale, eps, *of_prior), None if dz is None else fit(dz)
 
 
 def _restored(
@@ -215,7 +267,7 @@ def forward_of_copies(spec: Spec, plan: PlanForward) -> Forward:
     planned: list[Forward] = []
 
     def run(x: Operands, source: Source) -> tuple[Outputs, Saved]:
-        copies, _ = arranged(x, None, spec.batch_dims)
+        copies, _ = arranged(x, None, spec.batch_dims, spec.prior)
         if not planned:
             planned.append(plan(spec, copies))
         outputs, saved = planned[0](copies, source)
@@ -233,7 +285,7 @@ def backward_of_copies(
     planned: list[Backward] = []
 
     def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
-        copies, dz = arranged(x, upstream.z, spec.batch_dims)
+        copies, dz = arranged(x, upstream.z, spec.batch_dims, spec.prior)
         dkl = None if upstream.kl is None else upstream.kl.contiguous()
         given = Outputs(dz, dkl, upstream.kl_of_mean)
         if not planned:
@@ -243,6 +295,7 @@ def backward_of_copies(
             _restored(found.mu, x.mu, None if into is None else into.mu),
             _restored(found.scale, x.scale, None if into is None else into.scale),
             _restored(found.eps, x.eps),
+            *(found[3:] if spec.prior == "event" else map(_restored, found[3:], x[3:])),
         )
 
     return run

@@ -98,9 +98,9 @@ def usual_config(dtype: torch.dtype) -> layout.Config:
 
 
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
-_FORWARD_ANYWHERE = (0, 1, 2)  # mu, logvar, eps
-_BACKWARD_ANYWHERE = (0, 1, 2, 3, 6, 7)  # those, dz, and what was saved: key, means
-_INTO = (8, 9)  # dmu, dlogvar
+_FORWARD_ANYWHERE = (0, 1, 2, 3, 4)  # mu, scale, eps, prior
+_BACKWARD_ANYWHERE = (0, 1, 2, 3, 4, 5, 8, 9)  # those, dz, and what was saved: key, means
+_INTO = (10, 11)  # dmu, dscale
 
 
 def _unit(view: layout.View, dtypes: Iterable[torch.dtype], is_drawn: bool) -> int:
@@ -128,11 +128,17 @@ def _size_args(
     ]
 
 
-def _stride_args(arrangement: Arrangement, unit: int) -> list[int]:
-    """Row, outer and inner of each tensor."""
-    return [
-        n for row, outer, inner in arrangement.strides for n in (row // unit, outer // unit, inner)
-    ]
+def _stride_args(
+    arrangement: Arrangement, unit: int, of_prior: int = 0, has_prior: bool = False
+) -> list[Any]:
+    """Row, outer and inner of each tensor; None of the last, which are of a prior, if there is
+    none: not even a parameter of the kernel is left of it then.
+    """
+    count = len(arrangement.strides) - (0 if has_prior else of_prior)
+    found: list[Any] = []
+    for row, outer, inner in arrangement.strides[:count]:
+        found += row // unit, outer // unit, inner
+    return found + [None] * (3 * len(arrangement.strides) - len(found))
 
 
 def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
@@ -164,7 +170,7 @@ class _ForwardPlan:
     """Forward of tensors like these."""
 
     def __init__(self, spec: Spec, arrangement: Arrangement, x: Operands) -> None:
-        self.dtype = compute_dtype(*x)
+        self.dtype, form = compute_dtype(*x), FORMS[spec.form]
         view = arrangement.view
         per_row = spec.reduction == "none"
         has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
@@ -174,22 +180,24 @@ class _ForwardPlan:
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
         self.counter_count = counter_count(grid.walkers, grid.ranges)
-        z_dtype = sample_dtype(*x)
+        z_dtype = sample_dtype(*x[:3])
         unit = _unit(view, [*_dtypes(*x), z_dtype], spec.sample and x.eps is None)
         fixed = [
             *_size_args(view, unit, grid, spec, x.mu),
             grid.tiles,
             *self.scratch[:-1],
-            *_stride_args(arrangement, unit),
+            *_stride_args(arrangement, unit, 2, spec.prior is not None),
             per_row,
             spec.mean_over or "none",
             grid.ranges > 1,
             grid.walkers > 1,
             grid.tiles > grid.walkers,
             row_parts(grid.walkers) if per_row else 1,
-            FORMS[spec.form].idle,
-            FORMS[spec.form].terms,
+            form.idle,
+            *((None, None) if spec.prior is None else (form.logvar, form.root)),
+            form.terms,
             spec.clamp is not None,
+            spec.prior == "event",
             _event_columns(view, grid, spec.mean_over),
             *_flag_args(view, unit, self.dtype),
         ]
@@ -204,7 +212,7 @@ class _ForwardPlan:
             self.means = dense((2, view.event) if spec.mean_over == "batch" else (2,))
 
     def __call__(self, x: Operands, source: Source) -> tuple[Outputs, Saved]:
-        mu, scale, eps = x
+        mu, scale, eps, prior_mean, prior_scale = x
         if is_elsewhere(mu):
             with torch.cuda.device(mu.device):
                 return self(x, source)
@@ -228,7 +236,10 @@ class _ForwardPlan:
         if size:
             scratch, counters = workspaces.get(device, dtype, size, self.counter_count)
         device_key = key if on_device is None else on_device
-        tensors = (mu, scale, eps, z, kl, kl_of_mean, means, key, device_key, scratch, counters)
+        tensors = (
+            mu, scale, eps, prior_mean, prior_scale, z, kl, kl_of_mean, means, key, device_key,
+            scratch, counters,
+        )  # fmt: skip
         self.launch(tensors, _FORWARD_ANYWHERE, seed, offset, int(on_device is not None))
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
 
@@ -255,33 +266,47 @@ def backward(
     arrangement = in_memory_order(arrangement)
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     has_rows = spec.reduction == "none" and upstream.kl is not None
+    has_sums = spec.prior == "event" and (needs.prior_mean or needs.prior_scale)
     if not has_rows:
         has_columns = spec.mean_over == "batch" and upstream.kl_of_mean is not None
+        has_columns = has_columns or has_sums
         arrangement = _in_full_rows(arrangement, has_columns, is_drawn)
     view = arrangement.view
-    grid = _grid(view, usual_config(compute_dtype(*x)), x.mu.device, layout.NO_SUMS)
+    dtype, form = compute_dtype(*x), FORMS[spec.form]
+    sums = layout.SUMS_OF_COLUMNS if has_sums else layout.NO_SUMS
+    grid = _grid(view, usual_config(dtype), x.mu.device, sums)
+    is_split = has_sums and grid.ranges > 1
+    scratch_of = scratch_parts(grid.tiles, grid.ranges, view.width, 0)
+    counters_of = grid.tiles * scratch_of.lines
     unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
     fixed = [
         *_size_args(view, unit, grid, spec, x.mu),
         arrangement.dkl_row,
-        *_stride_args(arrangement, unit),
+        *(scratch_of[:2] if is_split else (None, None)),
+        *_stride_args(arrangement, unit, 4, spec.prior is not None),
         spec.reduction == "none",
         spec.mean_over or "none",
-        *FORMS[spec.form],
+        *form,
         spec.clamp is not None,
-        view.beside > 1,
-        *_flag_args(view, unit, compute_dtype(*x)),
+        spec.prior == "event",
+        is_split,
+        _event_columns(view, grid, "batch" if has_sums else None),
+        *_flag_args(view, unit, dtype),
     ]
     launch = Launch(backward_kernel, grid, grid.tiles, fixed)
     anywhere = _BACKWARD_ANYWHERE + (() if into is None else _INTO)
-    new_gradients = GradientMemory(x, needs, arrangement.like_mu)
+    new_gradients = GradientMemory(spec, x, needs, arrangement.like_mu)
 
     def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
         if is_elsewhere(x.mu):
             with torch.cuda.device(x.mu.device):
                 return run(x, saved, upstream, into)
         gradients = new_gradients(x, into)
-        launch((*x, *upstream, saved.key, saved.means, *gradients), anywhere)
+        scratch = counters = None
+        if is_split:
+            scratch, counters = workspaces.get(x.mu.device, dtype, scratch_of.size, counters_of)
+        tensors = (*x, *upstream, saved.key, saved.means, *gradients, scratch, counters)
+        launch(tensors, anywhere)
         return gradients
 
     return run
@@ -303,7 +328,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
             return statistics(mu, logvar, batch_dims)
     arrangement = arrange_inputs(mu, logvar, batch_dims)
     if arrangement is None:
-        (mu, logvar, _), _ = arranged(Operands(mu, logvar), None, batch_dims)
+        (mu, logvar, *_), _ = arranged(Operands(mu, logvar), None, batch_dims)
         return statistics(mu, logvar, batch_dims)
     view, unit = arrangement.view, _unit(arrangement.view, _dtypes(mu, logvar), False)
     grid = _grid(view, statistics_config(), mu.device, layout.SUMS_OF_COLUMNS)

@@ -63,7 +63,7 @@ class Oracle:
         return SCALES[self.scale]
 
     @property
-    def _prior(self) -> tuple[Array, Array]:
+    def prior_pair(self) -> tuple[Array, Array]:
         """Its mean and scale, of their own shapes."""
         mean, scale = (0.0, self._form.one) if self.prior is None else self.prior
         return to_numpy(mean), to_numpy(scale)
@@ -97,20 +97,20 @@ class Oracle:
 
     def _against_prior(self, mean: Array, logvar: Array) -> Pair:
         """Of Gaussians whose logvar is known."""
-        prior_mean, prior_scale = self._prior
+        prior_mean, prior_scale = self.prior_pair
         with np.errstate(all="ignore"):
             wide = self._form.logvar(prior_scale.astype(np.longdouble))
             expm1, phi = SCALES["logvar"].terms(logvar.astype(np.longdouble), wide)
             return Pair(mean - prior_mean, np.exp(-wide).astype(np.float64), expm1, phi)
 
     @property
-    def _pair(self) -> Pair:
+    def pair(self) -> Pair:
         """Of all elements."""
         of_logvar = self._against_prior(self.mu, self.posterior_logvar)
         if self.scale == "logvar":
             return of_logvar
         with np.errstate(all="ignore"):
-            expm1, phi = self._form.terms(self.logvar, self._prior[1])
+            expm1, phi = self._form.terms(self.logvar, self.prior_pair[1])
         if self.clamp is not None:
             expm1 = np.where(self._inside, expm1, of_logvar.expm1)
             phi = np.where(self._inside, phi, of_logvar.phi)
@@ -128,7 +128,7 @@ class Oracle:
     def kl(self) -> Array:
         """KL to the prior in nats, reduced as asked."""
         with np.errstate(all="ignore"):
-            elements = self._rows(np.broadcast_to(self._pair.kl, self.mu.shape))
+            elements = self._rows(np.broadcast_to(self.pair.kl, self.mu.shape))
             if self.reduction == "per_dim":
                 return divide(total(elements, 0), self._batch).reshape(self._event)
             rows = total(elements, 1)
@@ -156,12 +156,12 @@ class Oracle:
         )
 
     @property
-    def _pair_of_mean(self) -> Pair:
+    def pair_of_mean(self) -> Pair:
         """Of the event's shape; a scalar for "all"."""
         shape = self._event if self.mean_over == "batch" else ()
         mean, logvar = (values.reshape(shape) for values in self.means)
         pair = self._against_prior(mean, logvar)
-        fits = np.broadcast_shapes(shape, *(p.shape for p in self._prior))
+        fits = np.broadcast_shapes(shape, *(p.shape for p in self.prior_pair))
         if int(np.prod(fits, dtype=np.int64)) != int(np.prod(shape, dtype=np.int64)):
             raise ValueError("the oracle knows kl_of_mean of a prior without batch axes alone")
         return pair
@@ -170,7 +170,7 @@ class Oracle:
     def kl_of_mean(self) -> Array:
         """KL of the mean parameters, in nats."""
         with np.errstate(all="ignore"):
-            return total(self._pair_of_mean.kl)
+            return total(self.pair_of_mean.kl)
 
     @property
     def log_q(self) -> Array:
@@ -186,7 +186,7 @@ class Oracle:
         """log density of z under the prior, of each sample."""
         with np.errstate(all="ignore"):
             pair = self._against_prior(self.z, self.posterior_logvar)
-            logvar = self._form.logvar(self._prior[1])
+            logvar = self._form.logvar(self.prior_pair[1])
             elements = -0.5 * (_LOG_2_PI + logvar + pair.distance**2 * pair.weight)
         rows = self._rows(np.broadcast_to(elements, self.mu.shape))
         return total(rows, 1).reshape(self.mu.shape[: self.batch_dims])
@@ -204,7 +204,7 @@ class Oracle:
         """
         shape = self.mu.shape
         dmu, dlogvar, of_mean, of_logvar, deps = (np.zeros(shape) for _ in range(5))
-        prior_mean, prior_scale = self._prior
+        prior_mean, prior_scale = self.prior_pair
         dz = None if dz is None else np.array(to_numpy(dz))
         with np.errstate(all="ignore"):
             if dlog_q is not None:
@@ -222,15 +222,14 @@ class Oracle:
                 of_mean = of_mean + upstream * slope
                 of_logvar = of_logvar - 0.5 * upstream * (1.0 - pair.distance * slope)
             if dkl is not None:
-                upstream = to_numpy(dkl) / self._denominator
-                upstream = self._of_rows(upstream) if self.reduction == "none" else upstream
+                upstream = self.of_elements(dkl)
                 dmu, dlogvar, of_mean, of_logvar = (
                     old + upstream * slope
-                    for old, slope in zip((dmu, dlogvar, of_mean, of_logvar), self._pair.slopes)
+                    for old, slope in zip((dmu, dlogvar, of_mean, of_logvar), self.pair.slopes)
                 )
             if dkl_of_mean is not None:
                 h = to_numpy(dkl_of_mean)
-                m, v, m_prior, v_prior = (h * slope for slope in self._pair_of_mean.slopes)
+                m, v, m_prior, v_prior = (h * slope for slope in self.pair_of_mean.slopes)
                 count = self._batch if self.mean_over == "batch" else self.mu.size
                 dmu, dlogvar = dmu + m / count, dlogvar + v / count
                 # What the loop over the batch below sums is one term here.
@@ -258,6 +257,11 @@ class Oracle:
         if self.eps is None:
             raise ValueError("the oracle needs eps for the gradient of z")
         return self.eps
+
+    def of_elements(self, dkl: Any) -> Array:
+        """The upstream gradient of kl as that of each element's KL; it broadcasts against mu."""
+        upstream = to_numpy(dkl) / self._denominator
+        return self._of_rows(upstream) if self.reduction == "none" else upstream
 
     def _of_rows(self, upstream: Any) -> Array:
         """A number for each sample, as it broadcasts against mu."""
