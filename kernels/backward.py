@@ -1,6 +1,7 @@
 """The backward kernel: gradients of z, kl and kl_of_mean in one launch.
 
-Upstream: dz [B, D], g_b (of kl: per sample, or one over a denominator), h (of kl_of_mean). With
+Upstream: dz [B, D], g_b (of kl: per sample, or per element of an event or one for all,
+over a denominator), h (of kl_of_mean). With
 s = exp(l / 2), the means m', l' that forward kept, and n = B ("batch") or B D ("all"):
 
     z = m + s eps                  dz/dm = 1            dz/dl = s eps / 2       dz/deps = s
@@ -30,10 +31,10 @@ from .prior import from_prior, prior_columns, prior_tile
 from .reduction import GROUP, column_sums
 from .tile import (
     columns,
-    event_tile,
     fit,
     in_columns,
     offsets,
+    places_of_tile,
     program,
     rows_of_columns,
     strides,
@@ -66,7 +67,7 @@ def backward_kernel(
     p_prior_mean,  # [B, D] or, if SHARED, [D]; None as is its scale: N(0, I)
     p_prior_scale,
     p_dz,  # [B, D] or None
-    p_dkl,  # [B] if PER_ROW, else [], or None
+    p_dkl,  # [B] if PER_ROW, [D] if PER_COL, else [], or None
     p_dkl_of_mean,  # [], or None
     p_key,  # int64[2]: the noise key that forward used
     p_means,  # [2, D] for "batch", [2] for "all"
@@ -85,7 +86,7 @@ def backward_kernel(
     beside,  # samples in a row, if BESIDE
     rows_per_range,
     kl_denominator,
-    dkl_row,
+    dkl_row,  # stride of what is not one number
     lines,  # as Scratch has them
     columns_at,
     mu_row, mu_outer, mu_inner,
@@ -100,6 +101,7 @@ def backward_kernel(
     dprior_mean_row, dprior_mean_outer, dprior_mean_inner,
     dprior_scale_row, dprior_scale_outer, dprior_scale_inner,
     PER_ROW: tl.constexpr,
+    PER_COL: tl.constexpr,
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
     IDLE: tl.constexpr,  # of the scale: what forms.py has
     LOGVAR: tl.constexpr,
@@ -137,7 +139,13 @@ def backward_kernel(
     if DRAW:
         seed = tl.load(p_key)
         offset = tl.load(p_key + 1)
-    if p_dkl is not None and not PER_ROW:
+    if p_dkl is not None and PER_COL:
+        o_place, m_place = places_of_tile(
+            o_col, m_col, col, D, inner, EVENT_COLS, CHANNELS, BLOCK_COLS
+        )
+        b_dkl = tl.load(p_dkl + o_place * dkl_row, m_place, 0.0).to(DTYPE)
+        b_dkl = divide(in_columns(b_dkl, CHANNELS, BLOCK_COLS), kl_denominator.to(DTYPE))[None, :]
+    elif p_dkl is not None and not PER_ROW:
         b_dkl = divide(tl.load(p_dkl).to(DTYPE), kl_denominator.to(DTYPE))
     if SHARED:
         prior = prior_columns(
@@ -151,9 +159,9 @@ def backward_kernel(
     if p_dkl_of_mean is not None:
         h = tl.load(p_dkl_of_mean).to(DTYPE)
         if MEAN_OVER == "batch":
-            o_place, m_place = event_tile(col, D, CHANNELS, BLOCK_COLS)
-            if EVENT_COLS > 0:
-                o_place, m_place = o_col % inner, m_col
+            o_place, m_place = places_of_tile(
+                o_col, m_col, col, D, inner, EVENT_COLS, CHANNELS, BLOCK_COLS
+            )
             b_mean_mu = tl.load(p_means + o_place, m_place, 0.0)
             b_mean_logvar = tl.load(p_means + D + o_place, m_place, 0.0)
             b_mean_mu = in_columns(b_mean_mu, CHANNELS, BLOCK_COLS)
@@ -301,18 +309,20 @@ def backward_kernel(
                 is_last, _, mean_sum, scale_sum = add_ranges(
                     None, p_columns + 2 * line.to(tl.int64) * width,
                     p_counters + i_tile * lines + line, i, n, width, col, m_sum,
-                    (0.0, mean_sum, scale_sum), False, "batch", BLOCK_COLS,
+                    (0.0, mean_sum, scale_sum), False, False, "batch", BLOCK_COLS,
                 )  # fmt: skip
                 line += n
                 i = i // GROUP
                 n = tl.cdiv(n, GROUP)
         if is_last:
             if p_dkl_of_mean is not None:  # each column's, as often as it has rows
-                rows = B.to(DTYPE)
+                b_of_mean, b_of_scale = h * b_mean_mu, OF_LOGVAR(b_dprior_of_mean, b_mean_root)
                 if EVENT_COLS > 0:
-                    rows = b_rows.to(DTYPE)
-                mean_sum += rows * (h * b_mean_mu)
-                scale_sum += rows * OF_LOGVAR(b_dprior_of_mean, b_mean_root)
+                    mean_sum += tl.where(m_col, b_rows.to(DTYPE) * b_of_mean, 0.0)
+                    scale_sum += tl.where(m_col, b_rows.to(DTYPE) * b_of_scale, 0.0)
+                else:
+                    mean_sum += B.to(DTYPE) * b_of_mean
+                    scale_sum += B.to(DTYPE) * b_of_scale
             store_event_sums(
                 p_dprior_mean, -mean_sum, D, inner, col, EVENT_COLS, CHANNELS, BLOCK_COLS
             )

@@ -10,8 +10,9 @@ from .prior import from_prior
 from .reduction import (
     GROUP,
     arrive,
-    column_sums_of_group,
+    column_sums,
     group_of,
+    load_group,
     partial_sums,
     sum_of_group,
     sum_scalars,
@@ -21,36 +22,50 @@ from .tile import event_tile, fit, in_event, of_one_event
 ROW_BLOCK = tl.constexpr(512)  # partial KLs of rows that are added at once
 
 
+@triton.constexpr_function
+def column_count(mean_over, per_col):
+    """Sums of each column: of mu and logvar, and of twice the KL."""
+    return 2 * (mean_over == "batch") + per_col
+
+
 @triton.jit
 def add_ranges(
     p_sums,  # [3, n]: of twice the KL, and for "all" of mu and logvar
-    p_columns,  # [n, 2, width], for "batch"
+    p_columns,  # [n, column_count, width]
     p_counters,  # of each group
     i, n, width, col, m_col, sums,
-    HAS_KL: tl.constexpr, MEAN_OVER: tl.constexpr, COLS: tl.constexpr,
+    KL_TOTAL: tl.constexpr, KL_COLS: tl.constexpr, MEAN_OVER: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Leave sums as the i-th of n; (whether it was the last of its group, the group's sums)."""
     kl_sum, mu_sum, logvar_sum = sums
+    COUNT: tl.constexpr = column_count(MEAN_OVER, KL_COLS)
     first, count = group_of(i, n)
-    p_first = p_columns + 2 * first.to(tl.int64) * width + col
-    if HAS_KL:
+    p_first = p_columns + COUNT * first.to(tl.int64) * width + col
+    p_own = p_first + COUNT * (i - first).to(tl.int64) * width + tl.arange(0, COLS)
+    if KL_COLS:
+        tl.store(p_own + (COUNT - 1) * width, kl_sum, m_col)
+    if KL_TOTAL:
         tl.store(p_sums + i, kl_sum)
     if MEAN_OVER == "all":
         tl.store(p_sums + n + i, mu_sum)
         tl.store(p_sums + 2 * n + i, logvar_sum)
     if MEAN_OVER == "batch":
-        p_own = p_first + 2 * (i - first).to(tl.int64) * width + tl.arange(0, COLS)
         tl.store(p_own, mu_sum, m_col)
         tl.store(p_own + width, logvar_sum, m_col)
     is_last = arrive(p_counters + i // GROUP, count)
     if is_last:
-        if HAS_KL:
+        if KL_COLS:
+            p_kl = p_first + (COUNT - 1) * width
+            kl_sum = column_sums(load_group(p_kl, COUNT * width, count, m_col, COLS))
+        if KL_TOTAL:
             kl_sum = sum_of_group(p_sums + first, count)
         if MEAN_OVER == "all":
             mu_sum = sum_of_group(p_sums + n + first, count)
             logvar_sum = sum_of_group(p_sums + 2 * n + first, count)
         if MEAN_OVER == "batch":
-            mu_sum, logvar_sum = column_sums_of_group(p_first, width, 2 * width, count, m_col, COLS)
+            b_mu = load_group(p_first, COUNT * width, count, m_col, COLS)
+            b_logvar = load_group(p_first + width, COUNT * width, count, m_col, COLS)
+            mu_sum, logvar_sum = column_sums(b_mu), column_sums(b_logvar)
     return is_last, kl_sum, mu_sum, logvar_sum
 
 
@@ -111,6 +126,16 @@ def store_event_sums(
             b_sums = in_event(b_sums, CHANNELS, COLS)
             o_place, m_place = event_tile(col, D, CHANNELS, COLS)
         tl.store(p_sums + o_place, fit(b_sums, p_sums), m_place)
+
+
+@triton.jit
+def column_kls(
+    p_kl, kl_sum, kl_denominator, D, inner, col,
+    EVENT_COLS: tl.constexpr, CHANNELS: tl.constexpr, DTYPE: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Write the KL of each column of a tile, of sums of twice the KL."""
+    b_kl = divide(0.5 * kl_sum, kl_denominator.to(DTYPE))
+    store_event_sums(p_kl, b_kl, D, inner, col, EVENT_COLS, CHANNELS, COLS)
 
 
 @triton.jit
@@ -176,21 +201,21 @@ class Scratch(NamedTuple):
     """
 
     lines: int  # partial sums of a walker
-    columns: int  # column sums [ranges, 2, width], then [groups, 2, width] of each round
+    columns: int  # column sums [ranges, column_count, width], then of each round of groups
     rows: int  # [B, walkers], of KLs of rows
     size: int
 
 
 def scratch_parts(walkers, ranges, column_sums, row_sums):
-    """Of a grid. column_sums: the width of a row where MEAN_OVER = "batch"; row_sums: B where
-    PER_ROW; else 0.
+    """Of a grid. column_sums: the width of a row times column_count; row_sums: B where PER_ROW;
+    else 0.
     """
     if walkers == ranges == 1:
         return Scratch(0, 0, 0, 0)
     lines = partial_sums(ranges)
     # Triton learns from a number that 16 divides that vectors may begin there.
     columns = -(-3 * walkers * (1 + lines) // 16) * 16
-    rows = -(-(columns + 2 * lines * column_sums) // 16) * 16
+    rows = -(-(columns + lines * column_sums) // 16) * 16
     return Scratch(lines, columns, rows, rows + walkers * row_sums)
 
 

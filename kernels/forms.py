@@ -161,8 +161,9 @@ def ratio_terms(b_scale, b_prior):
     In float32 the series goes on until psi is large beside the rounding of the quotient.
     """
     b_prior = _positive(b_prior)
-    b_u = divide(b_scale - b_prior, b_prior)
     b_ratio = divide(b_scale, b_prior)
+    b_u = divide(b_scale - b_prior, b_prior)
+    b_u = tl.where(b_prior == float("inf"), b_ratio - 1.0, b_u)
     b_log, _ = log_terms(b_ratio)
     if b_u.dtype == tl.float64:
         b_psi = _psi(b_u)

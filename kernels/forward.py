@@ -4,6 +4,7 @@ With phi(l) = e^l - 1 - l, k(m, l) = (m^2 + phi(l)) / 2 in nats, and eps of ``ph
 
     z[b, j]     = mu[b, j] + exp(logvar[b, j] / 2) eps[b, j]
     kl[b]       = sum_j k(mu[b, j], logvar[b, j])          or its sum over b, over a denominator
+    kl[j]       = sum_b k(mu[b, j], logvar[b, j]) / B                      PER_COL
     kl_of_mean  = sum_j k(mean_b mu[b, j], mean_b logvar[b, j])            MEAN_OVER = "batch"
                 = k(mean_bj mu, mean_bj logvar)                             MEAN_OVER = "all"
 
@@ -19,7 +20,7 @@ work for it.
 import triton
 import triton.language as tl
 
-from .finish import ROW_BLOCK, add_ranges, event_means, finish
+from .finish import ROW_BLOCK, add_ranges, column_count, column_kls, event_means, finish
 from .philox import normal_tile
 from .prior import prior_columns, prior_tile
 from .reduction import GROUP, arrive, column_sums, row_sums
@@ -49,7 +50,7 @@ def forward_kernel(
     p_prior_mean,  # [B, D] or, if SHARED, [D]; None as is its scale: N(0, I)
     p_prior_scale,
     p_z,  # [B, D], or None: not wanted
-    p_kl,  # [B] if PER_ROW, else [], or None
+    p_kl,  # [B] if PER_ROW, [D] if PER_COL, else [], or None
     p_kl_of_mean,  # [], or None exactly if MEAN_OVER = "none"
     p_means,  # [2, D] for "batch", [2] for "all": batch means of mu and logvar, for backward
     p_key,  # int64[2]: the noise key used, for backward; None where nothing is drawn
@@ -78,6 +79,7 @@ def forward_kernel(
     prior_mean_row, prior_mean_outer, prior_mean_inner,  # None where there is no prior
     prior_scale_row, prior_scale_outer, prior_scale_inner,
     PER_ROW: tl.constexpr,  # kl is wanted for each sample
+    PER_COL: tl.constexpr,  # for each element of an event
     MEAN_OVER: tl.constexpr,  # "none", "batch", "all"
     SPLIT_ROWS: tl.constexpr,  # there are several row ranges
     SPLIT_COLS: tl.constexpr,  # there are several walkers
@@ -110,7 +112,8 @@ def forward_kernel(
     i_range = program(1, WIDE)
     n_walkers = tl.num_programs(0)
     n_ranges = tl.num_programs(1)
-    KL_TOTAL: tl.constexpr = (p_kl is not None) and not PER_ROW
+    KL_TOTAL: tl.constexpr = (p_kl is not None) and not PER_ROW and not PER_COL
+    KL_COLS: tl.constexpr = (p_kl is not None) and PER_COL
     KL_ROWS: tl.constexpr = (p_kl is not None) and PER_ROW
 
     if p_key is not None:
@@ -121,7 +124,7 @@ def forward_kernel(
             tl.store(p_key, seed)
             tl.store(p_key + 1, offset)
 
-    if KL_TOTAL:
+    if KL_TOTAL or KL_COLS:
         b_kl_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
     if MEAN_OVER != "none":
         b_mu_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
@@ -172,13 +175,14 @@ def forward_kernel(
                         IDLE, SPLIT_EVENT, UNIT, DTYPE,
                     )  # fmt: skip
                     b_prior_root = ROOT(b_prior)
-                b_far = (b_mu - b_prior_mean) * b_prior_root
             b_logvar, b_std, _, b_phi = TERMS(b_scale, b_prior, m_tile, lo, hi, CLAMP)
+            if p_prior_mean is not None:
+                b_far = (b_mu - b_prior_mean) * b_prior_root
 
             b_terms = b_far * b_far + b_phi
             if SHARED:  # rows that are not there are not at the prior
                 b_terms = tl.where(m_tile, b_terms, 0.0)
-            if KL_TOTAL:
+            if KL_TOTAL or KL_COLS:
                 b_kl_sum += b_terms
             if MEAN_OVER != "none":
                 b_mu_sum += b_mu
@@ -208,6 +212,13 @@ def forward_kernel(
                     tl.store(p_row, b_row_kl, m_row)
                 else:
                     tl.store(p_kl + o_row, b_row_kl, m_row)
+        if KL_COLS and not SPLIT_ROWS:
+            column_kls(
+                p_kl, column_sums(b_kl_sum), kl_denominator, D, inner, col,
+                EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
+            )  # fmt: skip
+            if WALKS:
+                b_kl_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
         if MEAN_OVER == "batch" and not SPLIT_ROWS:
             b_mu = column_sums(b_mu_sum)
             b_logvar = column_sums(b_logvar_sum)
@@ -235,11 +246,13 @@ def forward_kernel(
                 b_row_kl = row_sums(p_rows, n_walkers, o_row, m_row, DTYPE, ROWS, ROW_PARTS)
                 tl.store(p_kl + o_row, b_row_kl, m_row)
 
-    if KL_TOTAL or MEAN_OVER != "none":
+    if KL_TOTAL or KL_COLS or MEAN_OVER != "none":
         kl_sum = tl.zeros([], DTYPE)
         logvar_sum = kl_sum
         if KL_TOTAL:
             kl_sum = tl.sum(b_kl_sum)
+        elif KL_COLS and SPLIT_ROWS:
+            kl_sum = column_sums(b_kl_sum)
         if MEAN_OVER == "all":
             of_mean_sum = tl.sum(b_mu_sum)
             logvar_sum = tl.sum(b_logvar_sum)
@@ -253,19 +266,25 @@ def forward_kernel(
                 mu_sums, logvar_sums = column_sums(b_mu_sum), column_sums(b_logvar_sum)
             p_sums = p_scratch + 3 * (n_walkers + i_walker * lines)
             p_columns = p_scratch + columns_at
+            COUNT: tl.constexpr = column_count(MEAN_OVER, KL_COLS)
             p_counter = p_counters + 1 + n_ranges + i_walker * lines
             i, n, line = i_range, n_ranges, 0 * n_ranges
             is_last = n > 1
             while is_last & (n > 1):  # of pointers a loop may carry none: AMD's compiler fails
                 is_last, kl_sum, mu_sums, logvar_sums = add_ranges(
-                    p_sums + 3 * line, p_columns + 2 * line.to(tl.int64) * width, p_counter + line,
-                    i, n, width, col, m_col, (kl_sum, mu_sums, logvar_sums),
-                    KL_TOTAL, MEAN_OVER, BLOCK_COLS,
+                    p_sums + 3 * line, p_columns + COUNT * line.to(tl.int64) * width,
+                    p_counter + line, i, n, width, col, m_col, (kl_sum, mu_sums, logvar_sums),
+                    KL_TOTAL, KL_COLS, MEAN_OVER, BLOCK_COLS,
                 )  # fmt: skip
                 line += n
                 i = i // GROUP
                 n = tl.cdiv(n, GROUP)
         if is_last:
+            if SPLIT_ROWS and KL_COLS:
+                column_kls(
+                    p_kl, kl_sum, kl_denominator, D, inner, col,
+                    EVENT_COLS, CHANNELS, DTYPE, BLOCK_COLS,
+                )  # fmt: skip
             if SPLIT_ROWS and MEAN_OVER == "batch":
                 o_prior, m_prior = event_columns(o_col, m_col, D, EVENT_COLS)
                 prior = prior_columns(
@@ -279,9 +298,10 @@ def forward_kernel(
                 )  # fmt: skip
             elif SPLIT_ROWS:
                 of_mean_sum, logvar_sum = mu_sums, logvar_sums
-            finish(
-                p_kl if KL_TOTAL else None, p_kl_of_mean, p_means, p_scratch, p_counters,
-                p_prior_mean, p_prior_scale,
-                (kl_sum, of_mean_sum, logvar_sum), kl_denominator, B.to(tl.int64) * D,
-                LOGVAR, ROOT, MEAN_OVER, SPLIT_COLS, DTYPE,
-            )  # fmt: skip
+            if KL_TOTAL or MEAN_OVER != "none":
+                finish(
+                    p_kl if KL_TOTAL else None, p_kl_of_mean, p_means, p_scratch, p_counters,
+                    p_prior_mean, p_prior_scale,
+                    (kl_sum, of_mean_sum, logvar_sum), kl_denominator, B.to(tl.int64) * D,
+                    LOGVAR, ROOT, MEAN_OVER, SPLIT_COLS, DTYPE,
+                )  # fmt: skip

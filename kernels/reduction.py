@@ -98,14 +98,12 @@ def sum_of_group(p_first, count):
 
 
 @triton.jit
-def column_sums_of_group(p_first, apart, stride, count, m_col, COLS: tl.constexpr):
-    """Column sums of two blocks [count, COLS] that are `apart`, of rows `stride` apart."""
+def load_group(p_first, stride, count, m_col, COLS: tl.constexpr):
+    """A block [count, COLS] of partial sums, of rows `stride` apart."""
     o_row = tl.arange(0, GROUP)
     m_tile = (o_row < count)[:, None] & m_col[None, :]
     p_tile = p_first + o_row.to(tl.int64)[:, None] * stride + tl.arange(0, COLS)[None, :]
-    b_first = tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
-    b_second = tl.load(p_tile + apart, m_tile, 0.0, cache_modifier=".cg")
-    return column_sums(b_first), column_sums(b_second)
+    return tl.load(p_tile, m_tile, 0.0, cache_modifier=".cg")
 
 
 @triton.jit

@@ -123,6 +123,19 @@ def event_tile(col, D, CHANNELS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
+def places_of_tile(
+    o_col, m_col, col, D, inner,
+    EVENT_COLS: tl.constexpr, CHANNELS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """``event_tile``, of samples beside each other, too."""
+    if EVENT_COLS > 0:
+        o_place, m_place = o_col % inner, m_col
+    else:
+        o_place, m_place = event_tile(col, D, CHANNELS, COLS)
+    return o_place, m_place
+
+
+@triton.jit
 def in_event(b_columns, CHANNELS: tl.constexpr, COLS: tl.constexpr):
     """Columns in the order of ``event_tile``."""
     if CHANNELS > 1:

@@ -25,6 +25,7 @@ from ._spec import (
     compute_dtype,
     from_text,
     halves,
+    kl_shape,
     needed,
     sample_dtype,
     sizes,
@@ -127,8 +128,7 @@ def _check_backward(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) ->
     if all(gradient is None for gradient in upstream):
         raise ValueError("at least one of the gradients of z, kl and kl_of_mean must be given")
     batch, event = sizes(x.mu.shape, spec.batch_dims)
-    rows = x.mu.shape[: spec.batch_dims] if spec.reduction == "none" else ()
-    shapes = {"z": x.mu.shape, "kl": rows, "kl_of_mean": ()}
+    shapes = {"z": x.mu.shape, "kl": kl_shape(spec, x.mu.shape), "kl_of_mean": ()}
     for name, gradient in upstream._asdict().items():
         if gradient is not None and gradient.shape != shapes[name]:
             raise ValueError(
@@ -167,11 +167,10 @@ def _forward_fake(
     x = operands(spec, stored(spec, [first, *others]))
     mu, dtype = x.mu, compute_dtype(*x)
     batch, event = sizes(mu.shape, spec.batch_dims)
-    rows = mu.shape[: spec.batch_dims] if spec.reduction == "none" else ()
     means = (2, event) if spec.mean_over == "batch" else (2,)
     results = (
         torch.empty_like(mu, dtype=sample_dtype(*x[:3])),
-        mu.new_empty(rows, dtype=dtype),
+        mu.new_empty(kl_shape(spec, mu.shape), dtype=dtype),
         mu.new_empty((), dtype=dtype),
         mu.new_empty(2, dtype=torch.int64),
         mu.new_empty(means, dtype=dtype),
@@ -202,10 +201,15 @@ def _backward_fake(
     text: str,
     needs: list[bool],
 ) -> list[Tensor]:
-    """Gradients look like what they are of."""
+    """Gradients look like what they are of; those of a prior that samples share are sums, in the
+    order of its elements.
+    """
+    spec = from_text(text)
+    returned = _returned(spec, Outputs(*upstream), needs)
+    shared = len(storage) - (2 if spec.prior == "event" else 0)
     return [
-        torch.empty_like(t)
-        for t, need in zip(storage, _returned(from_text(text), Outputs(*upstream), needs))
+        torch.empty_like(t) if i < shared else t.new_empty(t.shape)
+        for i, (t, need) in enumerate(zip(storage, returned))
         if need
     ]
 

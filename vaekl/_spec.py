@@ -53,7 +53,7 @@ class Outputs(NamedTuple):
     """What a call gives, or its upstream gradients; None for what is not wanted."""
 
     z: Tensor | None = None  # [*batch, *event]
-    kl: Tensor | None = None  # [] or, for reduction "none", [*batch]
+    kl: Tensor | None = None  # [], or [*batch] for reduction "none", [*event] for "per_dim"
     kl_of_mean: Tensor | None = None  # []
 
 
@@ -84,7 +84,7 @@ class Terms(NamedTuple):
     """Which outputs a call wants."""
 
     sample: bool = False  # z
-    reduction: str | None = None  # of kl: "none", "sum", "batchmean", "mean"; None: no kl
+    reduction: str | None = None  # "none", "sum", "batchmean", "mean", "per_dim"; None: no kl
     mean_over: str | None = None  # of kl_of_mean: "batch", "all"; None: no kl_of_mean
 
 
@@ -143,9 +143,17 @@ def sizes(shape: torch.Size, batch_dims: int) -> tuple[int, int]:
     return math.prod(shape[:batch_dims]), math.prod(shape[batch_dims:])
 
 
+def kl_shape(spec: Spec, shape: torch.Size) -> torch.Size:
+    """Of kl, for a mu of this shape."""
+    if spec.reduction == "none":
+        return shape[: spec.batch_dims]
+    return shape[spec.batch_dims :] if spec.reduction == "per_dim" else torch.Size()
+
+
 def kl_denominator(reduction: str | None, batch: int, event: int) -> int:
-    """What the sum over all samples is divided by."""
-    return {"batchmean": batch, "mean": batch * event}.get(reduction or "", 1)
+    """What sums of KLs are divided by."""
+    denominators = {"batchmean": batch, "per_dim": batch, "mean": batch * event}
+    return denominators.get(reduction or "", 1)
 
 
 def has_float64(device: torch.device) -> bool:
@@ -227,6 +235,7 @@ else:
         z: Tensor
         """The sample, of mu's shape."""
         kl: Tensor
-        """KL to the standard normal in nats: the mean (or what ``reduction`` says) of the KLs."""
+        """KL to the prior in nats, N(0, I) unless given: the mean of the KLs, or what ``reduction``
+        says."""
         kl_of_mean: Tensor | None
         """KL of the mean parameters in nats; None if not asked for."""

@@ -16,7 +16,7 @@ from . import backends
 from ._spec import DTYPES, Operands, compute_dtype, sample_dtype
 from .backends.protocol import interpreting
 
-REDUCTIONS = ("none", "sum", "batchmean", "mean")
+REDUCTIONS = ("none", "sum", "batchmean", "mean", "per_dim")
 MEANS_OVER = ("batch", "all")
 #: The scale of N(0, 1), in forms other than a logarithm.
 _UNITS = {"std": 1, "var": 1}
@@ -89,11 +89,18 @@ def _expanded(name: str, value: Any, mu: Tensor) -> Any:
     return value.expand(mu.shape) if broadcasts(name, value, mu) else value
 
 
-def _of_mu(name: str, value: Any, mu: Tensor) -> Any:
-    """A number or tensor as a tensor where mu is."""
-    wide = torch.promote_types(mu.dtype, torch.float32)  # a half scalar would lose digits
+def _of_mu(name: str, value: Any, mu: Tensor, wide: torch.dtype | None = None) -> Any:
+    """A number or tensor as a tensor where mu is; a scalar as `wide`, float32 or mu's."""
+    # A half scalar would lose digits.
+    wide = wide or torch.promote_types(mu.dtype, torch.float32)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return mu.new_full((), float(value), dtype=wide)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be a number that a float can hold") from None
+        return mu.new_full((), number, dtype=wide)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or a number, got {type(value).__name__}")
     tensor(name, value)
     if value.dim() == 0 and mu.dim():
         device = mu.device if value.device.type == "cpu" else value.device
@@ -113,10 +120,10 @@ def is_standard(prior: Any, scale: str) -> bool:
 
 
 def prior(
-    value: Any, mu: Tensor, batch_dims: int, mean_over: str | None
+    value: Any, mu: Tensor, others: Sequence[Any], batch_dims: int, mean_over: str | None
 ) -> tuple[str, Tensor, Tensor]:
     """("sample", mean, scale) of mu's shape, or where neither has a batch axis ("event", mean,
-    scale) of the event's.
+    scale) of the event's. `others`: logvar and eps, which have a part in the dtype of numbers.
 
     Raises:
         TypeError, ValueError: As ``reparameterize_kl``, for prior.
@@ -125,7 +132,8 @@ def prior(
         found = f"{len(value)} of them" if isinstance(value, tuple | list) else type(value).__name__
         raise TypeError(f"prior must be a pair (mean, scale) or None, got {found}")
     names = ("the prior's mean", "the prior's scale")
-    mean, scale = (_of_mu(name, v, mu) for name, v in zip(names, value))
+    wide = compute_dtype(mu, *(v for v in (*others, *value) if isinstance(v, Tensor) and v.dim()))
+    mean, scale = (_of_mu(name, v, mu, wide) for name, v in zip(names, value))
     spread = [broadcasts(name, v, mu) for name, v in zip(names, (mean, scale))]
     rank = mu.dim() - batch_dims
     shapes = tuple(mean.shape), tuple(scale.shape)

@@ -80,7 +80,9 @@ def reparameterize_kl(
             dimension, [D], or per sample, [B, 1], or a number for all), on its device. A tensor's
             gradient has its shape.
         reduction: Of kl. ``"none"``: one per sample, of shape ``mu.shape[:batch_dims]``;
-            ``"sum"``; ``"batchmean"``: sum / B; ``"mean"``: sum / (B D).
+            ``"sum"``; ``"batchmean"``: sum / B; ``"mean"``: sum / (B D); ``"per_dim"``: the mean
+            over the batch of each element of an event, of shape ``mu.shape[batch_dims:]``: free
+            bits and the like are a line of it (docs/recipes.md).
         kl_of_mean: Whether to compute kl_of_mean; None is returned for it otherwise.
         mean_over: ``"batch"``: parameters are averaged over samples, one mean per event element;
             ``"all"``: over every element, one pair.
@@ -227,7 +229,7 @@ def kl_loss(
     float64 inputs.
 
     Arguments, formula and errors as in :func:`reparameterize_kl`; shape ``mu.shape[:batch_dims]``
-    for ``reduction="none"``, else a scalar.
+    for ``reduction="none"``, ``mu.shape[batch_dims:]`` for ``"per_dim"``, else a scalar.
     """
     reduction = _validate.choice("reduction", reduction, _validate.REDUCTIONS)
     terms = Terms(reduction=reduction)
@@ -301,14 +303,14 @@ def compute(
         road = _roads.road(mu, logvar, eps)
     if road != "direct" or type(batch_dims) is not int:  # else once a kind, by _plans
         batch_dims = _validate.batch_dims(batch_dims, mu)
-    if prior is not None and not _validate.is_standard(prior, scale):
+    form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
+    if prior is not None and not _validate.is_standard(prior, form):
         batch_dims = _validate.batch_dims(batch_dims, mu)
-        kind, *pair = _validate.prior(prior, mu, batch_dims, terms.mean_over)
+        kind, *pair = _validate.prior(prior, mu, (logvar, eps), batch_dims, terms.mean_over)
         given = Operands(mu, logvar, eps, *pair)
         road = _roads.road(*given)
     if eps is not None or source[0] is not None or source[1] is not None:
         source = _checked(mu, eps, source)
-    form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
     bounds = None if clamp is None else _validate.clamp_bounds(clamp, given)
     known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
@@ -335,18 +337,18 @@ def compute_moments(
     moments = packed.moments
     dim = _validate.moments(moments, packed.dim)
     batch_dims = _validate.batch_dims(batch_dims, moments, "moments")
+    form = _validate.choice("scale", scale, _validate.SCALES)
     half, eps, z_dtype, kind = moments, None, None, None
     of_prior: tuple[Tensor | None, ...] = (None, None)
-    prior = None if prior is None or _validate.is_standard(prior, scale) else prior
+    prior = None if prior is None or _validate.is_standard(prior, form) else prior
     if packed.eps is not None or prior is not None:
         half, other = halves(moments, dim)
     if prior is not None:
-        kind, *pair = _validate.prior(prior, half, batch_dims, terms.mean_over)
+        kind, *pair = _validate.prior(prior, half, (packed.eps,), batch_dims, terms.mean_over)
         of_prior = tuple(pair)
     if packed.eps is not None:
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
     source = _checked(half, eps, source)
-    form = _validate.choice("scale", scale, _validate.SCALES)
     storage: Any = (moments, None, eps, *of_prior)
     bounds = _validate.clamp_bounds(clamp, storage)
     road = _roads.road(*storage)

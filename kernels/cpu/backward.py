@@ -127,6 +127,17 @@ def read_rows(plan, place, address, dkl):
 
 
 @njit(**JIT)
+def read_columns(plan, piece, address, dkl):
+    """The upstream gradient of each column's KL, for each element of a block."""
+    cols, step, denominator = piece.cols, plan.dkl_row, dkl.dtype.type(plan.denominator)
+    read_run(address, piece.col * step, step, dkl[:cols])
+    for j in range(cols):
+        dkl[j] /= denominator
+    for start in range(cols, piece.block_rows * cols, cols):
+        copy(dkl[:cols], dkl[start : start + cols])
+
+
+@njit(**JIT)
 def targets(dprior, place, own):
     """Where to put the gradients of a block's prior."""
     n = place.rows * place.cols
@@ -204,7 +215,9 @@ def work(plan, space, tensors, prior, dprior):
         if has_of_mean:
             of_mean = (of_mu, of_logvar, of_prior)
             of_mean_gradients(plan, piece, own, tensors, prior, b_dkl, of_mean)
-        if has_dkl and plan.per_row == 0:
+        if plan.per_col != 0 and has_dkl:
+            read_columns(plan, piece, dkl, b_dkl)
+        elif has_dkl and plan.per_row == 0:
             b_dkl[: piece.block_rows * piece.cols] = read(dkl, 0, zero) / dtype(plan.denominator)
         for place in places(plan, piece):
             n = place.rows * place.cols

@@ -22,7 +22,7 @@ from .prior import (
     standardize,
     varies,
 )
-from .reduction import add_rows, side_by_side, total
+from .reduction import accumulate, add_rows, copy, fold, side_by_side, total
 from .team import on_team
 from .tile import Place, deliver, source, target
 from .walk import TILES, join, pieces, places, tile_sums, workspace
@@ -31,7 +31,7 @@ from .walk import TILES, join, pieces, places, tile_sums, workspace
 MU, SCALE, LOGVAR, STD, EXPM1, PHI, EPS, Z, TWICE_KL = range(9)
 NOISE = 9
 SUMS = NOISE + NOISE_BLOCKS
-BUFFERS = SUMS + 4
+BUFFERS = SUMS + 6
 # With a prior:
 PRIOR = BUFFERS
 FAR = PRIOR + PRIOR_BLOCKS
@@ -54,6 +54,7 @@ class Sums(NamedTuple):
 
     pieces: types.Array  # [3, pieces]: of twice kl, mu, logvar; by column [1, i_tile] of tiles
     rows: types.Array  # [tiles, B]: twice kl, if it is per row and there are several tiles
+    of_columns: types.Array  # [ranges, D]: twice kl, if it is per column
     columns: types.Array  # [ranges, 2, D] of mu, logvar, if by column and there are several ranges
 
 
@@ -62,7 +63,8 @@ def _parts(plan):
     """Lengths of the parts of scratch: counters, then those of ``Sums``."""
     rows = plan.tiles * plan.batch if plan.per_row != 0 and plan.tiles > 1 else 0
     columns = 2 * plan.ranges * plan.event if plan.mean_over == BATCH and plan.ranges > 1 else 0
-    return TILES + plan.tiles, 3 * plan.tiles * plan.ranges, rows, columns
+    of_columns = plan.ranges * plan.event if plan.per_col != 0 else 0
+    return TILES + plan.tiles, 3 * plan.tiles * plan.ranges, rows, of_columns, columns
 
 
 def scratch_size(plan):
@@ -73,10 +75,11 @@ def scratch_size(plan):
 @njit(**JIT)
 def sums_in(plan, scratch):
     """The sums of scratch."""
-    counters, pieces, rows, _ = _parts(plan)
+    counters, pieces, rows, of_columns, _ = _parts(plan)
     scratch = scratch[counters:]
     by_piece = scratch[:pieces].reshape(3, pieces // 3)
-    return Sums(by_piece, scratch[pieces:], scratch[pieces + rows :])
+    columns = scratch[pieces + rows :]
+    return Sums(by_piece, scratch[pieces:], columns, columns[of_columns:])
 
 
 @njit(**JIT)
@@ -177,7 +180,8 @@ def work(plan, space, tensors, key, prior):
         width = side_by_side(piece)
         of_mu = array_at(at_sums, 0.0, width)
         of_logvar = array_at(at_sums + 8 * BLOCK, 0.0, width)
-        of_mu[:], of_logvar[:] = 0.0, 0.0
+        of_kl = array_at(at_sums + 16 * BLOCK, 0.0, width)
+        of_mu[:], of_logvar[:], of_kl[:] = 0.0, 0.0, 0.0
         if prior is not None:
             b_prior = prior_of_first(plan, prior, piece, of_prior)
         for place in places(plan, piece):
@@ -205,6 +209,8 @@ def work(plan, space, tensors, key, prior):
             deliver(z, place, b_z)
             if kl != 0 and plan.per_row != 0:
                 keep_rows(plan, piece, place, kl, twice_kl, sums.rows)
+            elif plan.per_col != 0:
+                add_rows(of_kl, twice_kl)
             elif kl != 0:
                 kl_sum += total(twice_kl)
             if plan.mean_over == BATCH:
@@ -214,6 +220,10 @@ def work(plan, space, tensors, key, prior):
                 mu_sum += total(b_mu)
                 logvar_sum += total(b_logvar)
         sums.pieces[0, piece.index] = kl_sum
+        if plan.per_col != 0:
+            fold(of_kl, piece.cols)
+            here = piece.i_range * plan.event + piece.col
+            copy(of_kl[: piece.cols], sums.of_columns[here : here + piece.cols])
         if plan.mean_over == BATCH:
             if tile_sums(plan, piece, (of_mu, of_logvar), sums.columns, scratch):
                 twice = finish_columns(plan, piece, own, prior, of_mu, of_logvar, means)
@@ -228,7 +238,13 @@ def finish(plan, space, kl, kl_of_mean, means, prior):
     dtype, scratch = space.memories.dtype.type, space.scratch
     B, D = plan.batch, plan.event
     sums = sums_in(plan, scratch)
-    if kl != 0 and plan.per_row == 0:
+    if plan.per_col != 0:
+        of_kl = sums.of_columns[:D]
+        for here in range(D, plan.ranges * D, D):
+            accumulate(of_kl, sums.of_columns[here : here + D])
+        for j in range(D):
+            write(kl, j, dtype(0.5 * of_kl[j] / plan.denominator))
+    elif kl != 0 and plan.per_row == 0:
         write(kl, 0, dtype(0.5 * total(sums.pieces[0]) / plan.denominator))
     if kl != 0 and plan.per_row != 0 and plan.tiles > 1:
         for row in range(B):
@@ -259,7 +275,7 @@ def forward_kernel(
     plan,  # address of a packed plan: of mu, scale, eps, z
     scratch,  # float64[scratch_size], zeros
     mu, scale, eps, z,  # addresses, [B, D]; eps 0: drawn here
-    kl,  # address, [B] if per row, else []
+    kl,  # address, [B] if per row, [D] if per column, else []
     kl_of_mean,  # address, []
     means,  # address, [2, D] by column, else [2]: of mu and logvar, for backward
     saved_key,  # address, int64[2]: the noise key, for backward

@@ -29,9 +29,10 @@ class Plan(NamedTuple):
     ranges: int  # row ranges
     chunk: int  # pieces that a worker takes at a time
     per_row: int  # 1: kl is wanted for each sample
+    per_col: int  # 1: for each element of an event
     mean_over: int  # NONE, BATCH, ALL
     denominator: int  # of kl
-    dkl_row: int  # stride of the upstream gradient of kl, where it is per row
+    dkl_row: int  # stride of the upstream gradient of kl, where it is no number
     form: int  # of the scale: a number of ``forms``
     prior_sums: int  # 1: gradients of the prior are wanted, and are sums over the samples
     low: float  # bounds on logvar, or infinite; statistics count what is outside of [low, high]

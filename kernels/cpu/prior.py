@@ -206,23 +206,26 @@ def r_terms(logvar, of_prior):
 def to_std(scale, prior, terms):
     """Of a standard deviation."""
     dtype = scale.dtype.type
-    zero, two, nan = dtype(0), dtype(2), dtype(np.nan)
+    zero, one, two, nan, infinite = dtype(0), dtype(1), dtype(2), dtype(np.nan), dtype(np.inf)
     for i in range(len(scale)):
         at = nan if prior.scale[i] < zero else prior.scale[i]
-        u = (scale[i] - at) / at
+        x = scale[i] / at
+        u = x - one if at == infinite else (scale[i] - at) / at
         terms.expm1[i] = u * (u + two)
-        terms.phi[i] = u * u + two * psi(u, scale[i] / at)
+        terms.phi[i] = u * u + two * psi(u, x)
 
 
 @njit(**JIT)
 def to_var(scale, prior, terms):
     """Of a variance."""
-    zero, nan = scale.dtype.type(0), scale.dtype.type(np.nan)
+    dtype = scale.dtype.type
+    zero, one, nan, infinite = dtype(0), dtype(1), dtype(np.nan), dtype(np.inf)
     for i in range(len(scale)):
         at = nan if prior.scale[i] < zero else prior.scale[i]
-        u = (scale[i] - at) / at
+        x = scale[i] / at
+        u = x - one if at == infinite else (scale[i] - at) / at
         terms.expm1[i] = u
-        terms.phi[i] = psi(u, scale[i] / at)
+        terms.phi[i] = psi(u, x)
 
 
 @njit(**JIT)

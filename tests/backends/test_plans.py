@@ -92,7 +92,7 @@ def fuzz(target, count):
         with hooks if rng.random() < 0.3 else contextlib.nullcontext():
             out = function(
                 *inputs,
-                reduction=rng.choice(["none", "batchmean"]),
+                reduction=rng.choice(["none", "batchmean", "per_dim"]),
                 kl_of_mean=rng.random() < 0.7,
                 backend="triton",
                 **noise,

@@ -13,7 +13,7 @@ GOOD = torch.zeros(4, 3)
 BOTH = torch.zeros(4, 6)  # packed
 BAD_CALLS = {
     "mu no tensor": (dict(mu=[1.0]), TypeError, "mu must be a torch.Tensor, got list"),
-    "logvar no tensor": (dict(logvar=1j), TypeError, "logvar must be a torch.Tensor, got complex"),
+    "logvar no tensor": (dict(logvar=1j), TypeError, "logvar must be .* or a number, got complex"),
     "integer dtype": (dict(mu=GOOD.long()), TypeError, "mu must have one of the dtypes .*int64"),
     "complex dtype": (dict(logvar=GOOD.cfloat()), TypeError, "logvar must .*complex64"),
     "sparse": (dict(mu=GOOD.to_sparse()), TypeError, "mu must be a dense .*sparse"),
@@ -67,9 +67,11 @@ BAD_CALLS = {
     "backend": (dict(backend="cuda"), ValueError, "backend must be one of .*'cuda'"),
     "scale": (dict(scale="sigma"), ValueError, "scale must be one of 'logvar', .*; got 'sigma'"),
     "prior no pair": (dict(prior=GOOD), TypeError, r"prior must be a pair \(mean, .* got Tensor"),
+    "prior too large": (dict(prior=(10**400, 0)), ValueError, "prior's mean must be a number that"),
+    "scale beside a prior": (dict(scale=["std"], prior=(0, 1)), ValueError, "scale must be one of"),
     "prior of one": (dict(prior=(GOOD,)), TypeError, "prior must be a pair .* got 1 of them"),
     "prior None": (dict(prior=(0.0, None)), TypeError, "prior's scale must be a .*, got NoneType"),
-    "prior text": (dict(prior=("a", 0)), TypeError, "prior's mean must be a torch.Tensor, got str"),
+    "prior text": (dict(prior=("a", 0)), TypeError, "prior's mean must be .* a number, got str"),
     "prior dtype": (dict(prior=(GOOD[0].int(), 0)), TypeError, "prior's mean .*torch.int32"),
     "prior shape": (
         dict(prior=(0, GOOD[0, :2])), ValueError,

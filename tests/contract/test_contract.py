@@ -195,7 +195,7 @@ def test_triton_on_a_cpu_tensor_needs_the_interpreter(monkeypatch):
         vaekl.kl_loss(GOOD, GOOD, backend="triton")
 
 
-@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean", "per_dim"])
 @pytest.mark.parametrize("mean_over", ["batch", "all"])
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (0, 2, 3)])
 def test_nothing_in_as_plain_torch(shape, reduction, mean_over, backend, device):

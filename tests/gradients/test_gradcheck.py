@@ -12,7 +12,7 @@ from vaekl.backends import layout as geometry
 from vaekl.testing import make_inputs, random_upstream
 
 OUTPUTS = ("z", "kl", "kl_of_mean")
-REDUCTIONS = ("none", "sum", "batchmean", "mean")
+REDUCTIONS = ("none", "sum", "batchmean", "mean", "per_dim")
 
 
 def gradcheck(function, inputs, backend, **options):

@@ -32,21 +32,34 @@ def call(draw):
     while torch.Size(shape).numel() > MOST_ELEMENTS:
         shape[draw.randrange(len(shape))] = 2
     options = {
-        "reduction": draw.choice(["none", "sum", "batchmean", "mean"]),
+        "reduction": draw.choice(["none", "sum", "batchmean", "mean", "per_dim"]),
         "mean_over": draw.choice(["batch", "all"]),
         "batch_dims": min(draw.choice([1, 1, 2]), len(shape)),
         "clamp": draw.choice([None, (-1.0, 1.0)]),
         **({"eps": tensor(draw, shape)} if draw.random() < 0.4 else {"seed": 3}),
     }
+    if draw.random() < 0.4:
+        event = shape[options["batch_dims"] :]
+        is_shared = draw.random() < 0.6 and event and options["mean_over"] == "batch"
+        options["prior"] = [tensor(draw, event if is_shared else shape) for _ in range(2)]
+        options["kl_of_mean"] = bool(is_shared)
     return tensor(draw, shape), tensor(draw, shape), tensor(draw, shape), options
 
 
 def results(mu, logvar, dz, options, backend):
     """Outputs and gradients."""
-    call = lambda m, v: vaekl.reparameterize_kl(m, v, backend=backend, **options)  # noqa: E731
-    kls = mu.shape[: options["batch_dims"]] if options["reduction"] == "none" else ()
-    upstream = [dz, *random_upstream([torch.empty(kls), torch.empty(())])]
-    return step(call, (mu, logvar), upstream).tensors
+    options = dict(options)
+    prior = options.pop("prior", ())
+
+    def call(m, v, *p):
+        out = vaekl.reparameterize_kl(m, v, prior=p or None, backend=backend, **options)
+        return [t for t in out if t is not None]
+
+    batch = options["batch_dims"]
+    kls = {"none": mu.shape[:batch], "per_dim": mu.shape[batch:]}.get(options["reduction"], ())
+    of_mean = [torch.empty(())] if options.get("kl_of_mean", True) else []
+    upstream = [dz, *random_upstream([torch.empty(kls), *of_mean])]
+    return step(call, (mu, logvar, *prior), upstream).tensors
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,9 @@ def test_export(kind, backend, device):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("given", [False, True])
 def test_opcheck(kind, given, storage, backend, device):
-    mu, logvar, *prior = tensors("logvar", kind, device, torch.float32)
+    mu, logvar = make_inputs((4, 6, 2), device=device)
+    prior = make_inputs((2, 6), device=device, seed=2)
+    prior = [t.t() if kind == "event" else t.t().expand(4, 6, 2) for t in prior]
     packed = storage.dim if storage is PACKED else None
     mean_over = "batch" if kind == "event" else None
     spec = Spec(

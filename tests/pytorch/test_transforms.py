@@ -9,7 +9,7 @@ import vaekl
 from vaekl.reference import torch_reparameterize_kl
 from vaekl.testing import make_inputs
 
-REDUCTIONS = ("none", "sum", "batchmean", "mean")
+REDUCTIONS = ("none", "sum", "batchmean", "mean", "per_dim")
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -62,7 +62,7 @@ def test_grad(reduction, mean_over, backend, tensors):
 
 
 @pytest.mark.parametrize("jacobian", [jacrev, jacfwd], ids=["jacrev", "jacfwd"])
-@pytest.mark.parametrize("reduction", ["none", "batchmean"])
+@pytest.mark.parametrize("reduction", ["none", "per_dim"])
 def test_jacobians(jacobian, reduction, backend, tensors):
     every = {"argnums": (0, 1, 2)}
     actual = jacobian(ours(backend, reduction=reduction), **every)(*tensors)

@@ -11,7 +11,7 @@ from vaekl.reference import Oracle, to_numpy, torch_reparameterize_kl
 from vaekl.testing import KL_BUDGET, gradient_bounds, make_inputs, step, worst
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-REDUCTIONS = ["none", "sum", "batchmean", "mean"]
+REDUCTIONS = ["none", "sum", "batchmean", "mean", "per_dim"]
 
 
 @pytest.mark.parametrize("scale", [10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4])

@@ -91,7 +91,7 @@ def check(posterior, prior, *, backend, needs=None, upstream=None, **options):
     return gradients
 
 
-@pytest.mark.parametrize("reduction", ["none", "batchmean"])
+@pytest.mark.parametrize("reduction", ["none", "batchmean", "per_dim"])
 @pytest.mark.parametrize("clamp", [None, (-0.5, 0.7)])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,12 +124,29 @@ def test_any_gradient(kind, needs, backend, device):
 
 
 @pytest.mark.parametrize("shape", [(300, 20), (150, 33), (401, 10), (700, 2), (3, 1500), (1, 9)])
-@pytest.mark.parametrize("scale", ["logvar", "std"])
+@pytest.mark.parametrize(("scale", "reduction"), [("logvar", "per_dim"), ("std", "mean")])
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_shapes(is_shared, scale, shape, backend, device):
+def test_shapes(is_shared, scale, reduction, shape, backend, device):
     posterior = gaussian(scale, shape, 0, device=device)
     prior = gaussian(scale, shape[1:] if is_shared else shape, 1, device=device)
-    check(posterior, prior, backend=backend, scale=scale, kl_of_mean=is_shared)
+    check(posterior, prior, backend=backend, scale=scale, reduction=reduction, kl_of_mean=is_shared)
+
+
+def test_infinity_stays_infinite(backend, device):
+    """Though a block has columns without an element."""
+    mu, logvar = torch.zeros(2, 700, 10, device=device)
+    mu[0, 0] = torch.inf
+    prior = [torch.tensor([v], device=device, requires_grad=True) for v in (0.3, 0.1)]
+    options = {"prior": prior, "mean_over": "all", "backend": backend}
+    loss = vaekl.kl_of_mean(mu, logvar, **options)
+    assert [float(g) for g in torch.autograd.grad(loss, prior)] == [-torch.inf, -torch.inf]
+
+
+def test_numbers_have_the_digits_of_the_call(backend, device):
+    mu, logvar = torch.zeros(1, 1, device=device), torch.zeros(1, 1, device=device).double()
+    for mean in (0.1, torch.tensor(0.1, dtype=torch.float64)):
+        kl = vaekl.kl_loss(mu, logvar, prior=(mean, 0.0), backend=backend)
+        assert abs(float(kl) / 0.005 - 1) < 1e-13
 
 
 @pytest.mark.parametrize("layout", ["halves", "transposed", "channels_last", "expanded", "steps"])
@@ -245,6 +262,9 @@ def test_without_a_logarithm(scale, values, backend, device):
     found = vaekl.kl_loss(mean, posterior, backend=backend, **options)
     exact = Oracle(mean, posterior, **options).kl
     assert worst(found, exact, KL_BUDGET[torch.float32] * np.abs(exact)) <= 1
+    ratio = (posterior.log() - prior.log()) * (2 if scale == "std" else 1)
+    as_torch = 0.5 * (ratio.exp() - 1 - ratio)
+    torch.testing.assert_close(found, as_torch.double().float(), equal_nan=True)
 
 
 def test_far_pairs_do_not_overflow(backend, device):

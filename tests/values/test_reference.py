@@ -11,7 +11,7 @@ from vaekl.reference import SCALES, SEED_OFFSET, Oracle, normal, torch_reparamet
 
 
 @pytest.mark.parametrize("batch_dims", [0, 1, 2, 3])
-@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean", "per_dim"])
 @pytest.mark.parametrize("mean_over", ["batch", "all"])
 def test_plain_forms_are_the_oracle(batch_dims, reduction, mean_over):
     options = {"batch_dims": batch_dims, "reduction": reduction, "mean_over": mean_over}

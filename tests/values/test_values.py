@@ -16,7 +16,7 @@ from vaekl.testing import (
     random_upstream,
 )
 
-REDUCTIONS = ["none", "sum", "batchmean", "mean"]
+REDUCTIONS = ["none", "sum", "batchmean", "mean", "per_dim"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

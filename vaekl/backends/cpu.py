@@ -25,6 +25,7 @@ from vaekl._spec import (
     Spec,
     Terms,
     compute_dtype,
+    kl_shape,
     sample_dtype,
     sizes,
 )
@@ -73,7 +74,7 @@ class _SizedForward(NamedTuple):
 
     launch: Launch
     new_z: Callable[[Tensor], Tensor] | None
-    kl: tuple[Strides, Strides] | None  # shape and strides, if there is one for each sample
+    kl: tuple[Strides, Strides] | None  # shape and strides, if it is no number
     means: Tensor | None  # what they are like
     new_means: Callable[[Tensor], Tensor]
 
@@ -131,7 +132,7 @@ class _ForwardPlan:
             launch = self._planned(x)
         z_dtype, dtype = sample_dtype(*x[:3]), self.scalar.dtype
         new_z = allocator(x.mu, z_dtype) if spec.sample else None
-        kl = dense(shape[: spec.batch_dims]) if spec.reduction == "none" else None
+        kl = dense(kl_shape(spec, shape)) if spec.reduction in ("none", "per_dim") else None
         means, new_means = None, allocator(self.scalar, dtype)
         if spec.mean_over is not None:
             # Expanded, what the means are like takes no memory, however large.

@@ -27,6 +27,7 @@ from vaekl._spec import (
     Spec,
     compute_dtype,
     has_float64,
+    kl_shape,
     needed,
     sample_dtype,
     sizes,
@@ -161,9 +162,8 @@ def _forward_in_blocks(
     def logvar(part: Tensor) -> Tensor:
         return bounded_logvar(spec.form, part, spec.clamp)
 
-    shape = x.mu.shape[: spec.batch_dims] if per_sample else ()
-    twice = torch.zeros(shape, dtype=torch.float64, device=x.mu.device)
-    by_sample = twice.view(-1)
+    twice = torch.zeros(kl_shape(spec, x.mu.shape), dtype=torch.float64, device=x.mu.device)
+    by_place = twice.view(-1)
     for row, column in _blocks(batch, event):
         m, s = mu[row, column].to(dtype), scale[row, column].to(dtype)
         v = logvar(s)
@@ -175,7 +175,9 @@ def _forward_in_blocks(
             (of_element,) = formulas.phis_of(spec, s, [v], phi_of_each)
             terms = torch.addcmul(of_element, m, m)
             if per_sample:
-                by_sample[row] += terms.sum(1)
+                by_place[row] += terms.sum(1)
+            elif spec.reduction == "per_dim":
+                by_place[column] += terms.sum(0)
             else:
                 twice += terms.sum()
     kl = kl_of_mean = means = None
@@ -225,6 +227,8 @@ def _backward_in_blocks(
     x = Operands(mu, scale, noise)
     if spec.reduction == "none" and upstream.kl is not None:
         upstream = upstream._replace(kl=upstream.kl.reshape(batch))
+    elif spec.reduction == "per_dim" and upstream.kl is not None:
+        upstream = upstream._replace(kl=upstream.kl.reshape(event))
     spec = spec._replace(batch_dims=1)
     _, of_kl, of_mean = formulas.weights(spec, x, saved, upstream)
     of_mu, of_logvar, _ = of_mean or (None, None, None)

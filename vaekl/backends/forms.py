@@ -66,7 +66,10 @@ def _psi(u: Tensor, x: Tensor, is_quotient: bool = False) -> Tensor:
 
 def _ratio(s: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
     """u = (s - prior) / prior, and 1 + u = s / prior."""
-    return (s - 1.0, s) if prior is None else ((s - prior) / prior, s / prior)
+    if prior is None:
+        return s - 1.0, s
+    ratio = s / prior
+    return torch.where(prior == math.inf, ratio - 1.0, (s - prior) / prior), ratio
 
 
 def _phi_of_std(s: Tensor, prior: Tensor | None) -> Tensor:

@@ -6,7 +6,6 @@ is, and fit for vmap: a batched tensor is never written into one that is not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from vaekl._spec import (
 )
 
 from .forms import FORMS, Bounds, bounded_logvar, clamped_logvar, inner, is_inside
+from .prior import Prior, Ratio, prior_of
 
 #: Of some tensors e^l - 1 - l, without cancellation.
 Phis = Callable[[list[Tensor]], list[Tensor]]
@@ -63,70 +63,6 @@ def _divide(total: Tensor, denominator: int | Tensor) -> Tensor:
 def shaped(noise: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
     """Noise [B, D] as mu."""
     return noise if mu.dim() == 2 and batch_dims == 1 else noise.view(mu.shape)
-
-
-#: e^r past this is not corrected: it may be infinite.
-_LARGE = 1e30
-
-
-class Ratio(NamedTuple):
-    """r, a logvar less another, and what rounding has taken from it: of logvars some 10 apart as
-    much as a KL's budget.
-    """
-
-    r: Tensor
-    low: Tensor | None = None
-
-    def expm1(self) -> Tensor:
-        """e^r - 1."""
-        expm1 = torch.expm1(self.r)
-        if self.low is None:
-            return expm1
-        return torch.addcmul(expm1, self.low, (expm1 + 1.0).clamp(max=_LARGE))
-
-    def corrected(self, phi: Tensor) -> Tensor:
-        """Of phi(r) as it is rounded."""
-        if self.low is None:
-            return phi
-        return torch.addcmul(phi, self.low, torch.expm1(self.r).clamp(max=_LARGE))
-
-
-class Prior(NamedTuple):
-    """In the compute dtype; it broadcasts against mu."""
-
-    mean: Tensor
-    scale: Tensor
-    logvar: Tensor
-    root: Tensor  # exp(-logvar / 2)
-
-    def far(self, m: Tensor) -> Tensor:
-        """(m - mean) exp(-logvar / 2), of which the square does not overflow before it has to."""
-        return (m - self.mean) * self.root
-
-    def ratio(self, v: Tensor) -> Ratio:
-        """v - logvar; its rounding by Knuth's two-sum."""
-        r = v - self.logvar
-        if r.dtype == torch.float64:
-            return Ratio(r)
-        near = r + self.logvar
-        low = (v - near) - (self.logvar - (near - r))
-        return Ratio(r, torch.where(low == low, low, 0.0))  # NaN: of infinities
-
-    def of_event(self, mean_over: str | None) -> Prior:
-        """As means of mu and logvar have it: [D], or for "all" one number."""
-        flat = [t.reshape(-1) for t in self]
-        return Prior(*(t[:1].sum() if mean_over == "all" else t for t in flat))
-
-
-def prior_of(spec: Spec, x: Operands) -> Prior | None:
-    """None for N(0, I)."""
-    if x.prior_mean is None or x.prior_scale is None:
-        return None
-    form, dtype = FORMS[spec.form], compute_dtype(*x)
-    mean, scale = x.prior_mean.to(dtype), x.prior_scale.to(dtype)
-    if form.direct is not None:  # a quotient of two that are negative has a logarithm
-        scale = torch.where(scale < 0.0, math.nan, scale)
-    return Prior(mean, scale, form.logvar(scale), form.root(scale))
 
 
 def std_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
@@ -194,7 +130,7 @@ def means(
 
 
 def of_sum(spec: Spec, twice: Tensor, batch: int, event: int) -> Tensor:
-    """The KL of all samples, of the sum of 2 KL over all elements."""
+    """The KL of all samples, of the sum of 2 KL over all elements, or over all of each place."""
     return _divide(twice, kl_denominator(spec.reduction, batch, event) * 2)
 
 
@@ -230,7 +166,10 @@ def outputs(
     if spec.reduction is not None:
         far = m if prior is None else prior.far(m)
         twice = torch.addcmul(phis.pop(), far, far)
-        if spec.reduction != "none":
+        if spec.reduction == "per_dim":
+            samples = tuple(range(spec.batch_dims))
+            kl = of_sum(spec, twice.sum(samples) if samples else twice, batch, event)
+        elif spec.reduction != "none":
             kl = of_sum(spec, twice.sum(), batch, event)
         else:
             if spec.batch_dims < mu.dim():
@@ -367,7 +306,7 @@ def gradients(
         elif i > 2 and spec.prior == "event":
             samples = tuple(range(spec.batch_dims))
             values = values.expand(x.mu.shape)
-            values = like(values.sum(samples) if samples else values, model, model.dtype)
+            values = (values.sum(samples) if samples else values).to(model.dtype).contiguous()
         elif target is None:
             if values is upstream.z:  # no gradient may be the tensor that came in
                 values = values.clone()

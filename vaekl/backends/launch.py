@@ -55,7 +55,7 @@ class Launch:
         view, block = arrangement.view, kernels.BLOCK
         batch, event = view.batch, view.event
         least = 1
-        if spec.mean_over == "batch" or prior_sums:
+        if spec.mean_over == "batch" or spec.reduction == "per_dim" or prior_sums:
             least = min(ROWS_OF_SUMS, -(-batch // RANGES_OF_SUMS))
         tiles = -(-event // block)
         tile_cols = -(-event // (4 * tiles)) * 4
@@ -76,6 +76,7 @@ class Launch:
             ranges,
             chunk,
             spec.reduction == "none",
+            spec.reduction == "per_dim",
             _MEAN_OVER[spec.mean_over],
             kl_denominator(spec.reduction, batch, event),
             arrangement.dkl_row,
@@ -92,6 +93,7 @@ class Launch:
         self.is_resizable = (
             spec.batch_dims == 1
             and spec.prior is None
+            and spec.reduction != "per_dim"
             and _is_small(batch, event)
             and strides_of_rows.issuperset(arrangement.strides)
         )

@@ -96,8 +96,8 @@ def arrange_backward(
     mu, batch_dims = x.mu, spec.batch_dims
     dz, dkl = upstream.z, upstream.kl
     dkl_row, wide = 0, False
-    if dkl is not None and spec.reduction == "none":
-        rows = layout.view(tuple(dkl.shape), batch_dims, (dkl.stride(),))
+    if dkl is not None and spec.reduction in ("none", "per_dim"):
+        rows = layout.view(tuple(dkl.shape), dkl.dim(), (dkl.stride(),))
         if rows is None:
             return None
         dkl_row, wide = rows.strides[0][0], rows.wide

@@ -6,14 +6,12 @@ that its first call compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from vaekl._noise import SEED_OFFSET, draw_key
@@ -28,19 +26,19 @@ from vaekl._spec import (
     Source,
     Spec,
     compute_dtype,
-    kl_denominator,
+    kl_shape,
     sample_dtype,
-    sizes,
 )
 from vaekl.kernels import statistics as columns
 from vaekl.kernels.backward import backward_kernel
-from vaekl.kernels.finish import counter_count, row_parts, scratch_parts
+from vaekl.kernels.finish import column_count, counter_count, row_parts, scratch_parts
 from vaekl.kernels.forms import FORMS
 from vaekl.kernels.forward import forward_kernel
 from vaekl.kernels.reduction import partial_sums
 from vaekl.kernels.statistics import SUMS, statistics_kernel
 
 from . import layout
+from . import triton_arguments as arguments
 from .memory import allocator
 from .protocol import Backward, Forward, interpreting, told
 from .strided import (
@@ -59,8 +57,6 @@ from .strided import (
 )
 from .triton_launch import Launch, is_elsewhere
 from .workspace import workspaces
-
-_TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def why_not(device: str) -> str | None:
@@ -103,49 +99,6 @@ _BACKWARD_ANYWHERE = (0, 1, 2, 3, 4, 5, 8, 9)  # those, dz, and what was saved: 
 _INTO = (10, 11)  # dmu, dscale
 
 
-def _unit(view: layout.View, dtypes: Iterable[torch.dtype], is_drawn: bool) -> int:
-    """UNIT: what a thread has of a row at a time. 16 bytes, but of noise one group."""
-    widest = max(dtype.itemsize for dtype in dtypes)
-    return view.unit(4 if is_drawn else max(16 // widest, 4))
-
-
-def _dtypes(*tensors: Tensor | None) -> list[torch.dtype]:
-    return [t.dtype for t in tensors if t is not None]
-
-
-def _size_args(
-    view: layout.View, unit: int, grid: layout.Grid, spec: Spec, mu: Tensor
-) -> list[Any]:
-    """lo, hi, B, D, inner, beside, rows_per_range, kl_denominator."""
-    return [
-        *(spec.clamp or (0.0, 0.0)),
-        view.batch,
-        view.event // unit,
-        view.inner // unit,
-        view.beside,
-        grid.rows_per_range,
-        kl_denominator(spec.reduction, *sizes(mu.shape, spec.batch_dims)),
-    ]
-
-
-def _stride_args(
-    arrangement: Arrangement, unit: int, of_prior: int = 0, has_prior: bool = False
-) -> list[Any]:
-    """Row, outer and inner of each tensor; None of the last, which are of a prior, if there is
-    none: not even a parameter of the kernel is left of it then.
-    """
-    count = len(arrangement.strides) - (0 if has_prior else of_prior)
-    found: list[Any] = []
-    for row, outer, inner in arrangement.strides[:count]:
-        found += row // unit, outer // unit, inner
-    return found + [None] * (3 * len(arrangement.strides) - len(found))
-
-
-def _flag_args(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
-    """SPLIT_EVENT, UNIT, CHANNELS, WIDE, DTYPE."""
-    return [view.split, unit, view.channels, view.wide, _TRITON_DTYPES[dtype]]
-
-
 def _in_full_rows(arrangement: Arrangement, has_columns: bool, is_drawn: bool) -> Arrangement:
     """As one sample, or as several in a row, where nothing is asked of rows.
 
@@ -159,11 +112,16 @@ def _in_full_rows(arrangement: Arrangement, has_columns: bool, is_drawn: bool) -
     return beside(arrangement, config, is_drawn)
 
 
-def _event_columns(view: layout.View, grid: layout.Grid, mean_over: str | None) -> int:
+def _event_columns(view: layout.View, grid: layout.Grid, has_columns: bool) -> int:
     """EVENT_COLS; what is not added up by column asks only whether there are any."""
     if view.beside == 1:
         return 0
-    return triton.next_power_of_2(-(-grid.block_cols // view.beside)) if mean_over == "batch" else 1
+    return triton.next_power_of_2(-(-grid.block_cols // view.beside)) if has_columns else 1
+
+
+def _column_sums(spec: Spec) -> int:
+    """How many sums of each column forward takes."""
+    return int(column_count(spec.mean_over, spec.reduction == "per_dim"))
 
 
 class _ForwardPlan:
@@ -176,18 +134,19 @@ class _ForwardPlan:
         has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
         sums = layout.Sums(of_columns=has_sums, of_rows=per_row)
         grid = _grid(view, usual_config(self.dtype), x.mu.device, sums)
-        column_sums = view.width if spec.mean_over == "batch" else 0
+        column_sums = view.width * _column_sums(spec)
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
         self.counter_count = counter_count(grid.walkers, grid.ranges)
         z_dtype = sample_dtype(*x[:3])
-        unit = _unit(view, [*_dtypes(*x), z_dtype], spec.sample and x.eps is None)
+        unit = arguments.unit(view, [*arguments.dtypes(*x), z_dtype], spec.sample and x.eps is None)
         fixed = [
-            *_size_args(view, unit, grid, spec, x.mu),
+            *arguments.of_sizes(view, unit, grid, spec, x.mu),
             grid.tiles,
             *self.scratch[:-1],
-            *_stride_args(arrangement, unit, 2, spec.prior is not None),
+            *arguments.of_strides(arrangement, unit, 2, spec.prior is not None),
             per_row,
+            spec.reduction == "per_dim",
             spec.mean_over or "none",
             grid.ranges > 1,
             grid.walkers > 1,
@@ -198,8 +157,8 @@ class _ForwardPlan:
             form.terms,
             spec.clamp is not None,
             spec.prior == "event",
-            _event_columns(view, grid, spec.mean_over),
-            *_flag_args(view, unit, self.dtype),
+            _event_columns(view, grid, column_sums > 0),
+            *arguments.of_flags(view, unit, self.dtype),
         ]
         self.launch = Launch(forward_kernel, grid, grid.walkers, fixed)
         self.new_z: Callable[[Tensor], Tensor] | None = None
@@ -207,7 +166,7 @@ class _ForwardPlan:
             self.new_z = allocator(x.mu, z_dtype)
         self.kl = self.means = None
         if spec.reduction is not None:
-            self.kl = dense(x.mu.shape[: spec.batch_dims] if per_row else ())
+            self.kl = dense(kl_shape(spec, x.mu.shape))
         if spec.mean_over is not None:
             self.means = dense((2, view.event) if spec.mean_over == "batch" else (2,))
 
@@ -252,7 +211,7 @@ def forward(spec: Spec, x: Operands) -> Forward:
     arrangement = in_memory_order(arrangement)
     if spec.reduction != "none":
         is_drawn = spec.sample and x.eps is None
-        arrangement = _in_full_rows(arrangement, spec.mean_over == "batch", is_drawn)
+        arrangement = _in_full_rows(arrangement, _column_sums(spec) > 0, is_drawn)
     return _ForwardPlan(spec, arrangement, x)
 
 
@@ -269,29 +228,31 @@ def backward(
     has_sums = spec.prior == "event" and (needs.prior_mean or needs.prior_scale)
     if not has_rows:
         has_columns = spec.mean_over == "batch" and upstream.kl_of_mean is not None
-        has_columns = has_columns or has_sums
+        of_columns = spec.reduction == "per_dim" and upstream.kl is not None
+        has_columns = has_columns or has_sums or of_columns
         arrangement = _in_full_rows(arrangement, has_columns, is_drawn)
     view = arrangement.view
     dtype, form = compute_dtype(*x), FORMS[spec.form]
     sums = layout.SUMS_OF_COLUMNS if has_sums else layout.NO_SUMS
     grid = _grid(view, usual_config(dtype), x.mu.device, sums)
     is_split = has_sums and grid.ranges > 1
-    scratch_of = scratch_parts(grid.tiles, grid.ranges, view.width, 0)
+    scratch_of = scratch_parts(grid.tiles, grid.ranges, 2 * view.width, 0)
     counters_of = grid.tiles * scratch_of.lines
-    unit = _unit(view, _dtypes(*x, upstream.z), is_drawn)
+    unit = arguments.unit(view, arguments.dtypes(*x, upstream.z), is_drawn)
     fixed = [
-        *_size_args(view, unit, grid, spec, x.mu),
+        *arguments.of_sizes(view, unit, grid, spec, x.mu),
         arrangement.dkl_row,
         *(scratch_of[:2] if is_split else (None, None)),
-        *_stride_args(arrangement, unit, 4, spec.prior is not None),
+        *arguments.of_strides(arrangement, unit, 4, spec.prior is not None),
         spec.reduction == "none",
+        spec.reduction == "per_dim",
         spec.mean_over or "none",
         *form,
         spec.clamp is not None,
         spec.prior == "event",
         is_split,
-        _event_columns(view, grid, "batch" if has_sums else None),
-        *_flag_args(view, unit, dtype),
+        _event_columns(view, grid, has_sums),
+        *arguments.of_flags(view, unit, dtype),
     ]
     launch = Launch(backward_kernel, grid, grid.tiles, fixed)
     anywhere = _BACKWARD_ANYWHERE + (() if into is None else _INTO)
@@ -330,7 +291,8 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
     if arrangement is None:
         (mu, logvar, *_), _ = arranged(Operands(mu, logvar), None, batch_dims)
         return statistics(mu, logvar, batch_dims)
-    view, unit = arrangement.view, _unit(arrangement.view, _dtypes(mu, logvar), False)
+    view = arrangement.view
+    unit = arguments.unit(view, arguments.dtypes(mu, logvar), False)
     grid = _grid(view, statistics_config(), mu.device, layout.SUMS_OF_COLUMNS)
     fixed = [
         *LOGVAR_RANGE,
@@ -339,7 +301,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         view.inner // unit,
         grid.rows_per_range,
         partial_sums(grid.ranges),
-        *_stride_args(arrangement, unit),
+        *arguments.of_strides(arrangement, unit),
         grid.ranges > 1,
         view.split,
         unit,

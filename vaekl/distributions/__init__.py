@@ -135,7 +135,7 @@ class DiagonalGaussianDistribution(Attributes):
                     packed, Source(), terms, None, "logvar", CLAMP, "auto"
                 )
                 return given(kls[1])
-        mean, logvar = self.mean, self.logvar
+        mean, logvar, prior = self.mean, self.logvar, None
         if other is not None:
             if not (hasattr(other, "mean") and hasattr(other, "logvar")):
                 raise TypeError(
@@ -144,19 +144,21 @@ class DiagonalGaussianDistribution(Attributes):
             _same_shape("other.mean", other.mean, mean)
             if not is_one or not _is_of_one(other):
                 return self._kl_of_parts(other, axes)
-            # The KL does not change when both are moved and scaled so that the other is N(0, I).
             mean, theirs, logvar, width = map(_wide, (mean, other.mean, logvar, other.logvar))
-            scale = torch.exp(-0.5 * width)
-            if _is_zero(other):
-                scale = torch.full_like(scale, torch.inf)
-            mean, logvar = (mean - theirs) * scale, logvar - width
+            if _is_zero(other):  # infinitely many deviations away
+                mean, logvar = (mean - theirs) * torch.inf, logvar - width
+            else:
+                prior = theirs, width
         elif not is_one or not _validate.alike(mean.shape, logvar.shape):
             return self._kl_of_parts(None, axes)
         kept = [axis for axis in range(mean.dim()) if axis not in axes]
         order = (*kept, *axes)
+        if prior is not None:
+            prior = prior[0].permute(order), prior[1].permute(order)
         return functional.kl_loss(
-            mean.permute(order), logvar.permute(order), batch_dims=len(kept), reduction="none"
-        )
+            mean.permute(order), logvar.permute(order), prior=prior, batch_dims=len(kept),
+            reduction="none",
+        )  # fmt: skip
 
     def _is_one(self) -> bool:
         """Are var and logvar those of one distribution?"""

@@ -64,7 +64,8 @@ def _ratio(scale: Array, prior: Array) -> tuple[Array, Array]:
     """(u, 1 + u); NaN where there is no logarithm of one of them."""
     scale, prior = np.asarray(scale, dtype=_WIDE), np.asarray(prior, dtype=_WIDE)
     prior = np.where((scale < 0) | (prior < 0), np.nan, prior)
-    return (scale - prior) / prior, scale / prior
+    ratio = scale / prior
+    return np.where(np.isinf(prior), ratio - 1.0, (scale - prior) / prior), ratio
 
 
 def _terms_of_std(scale: Array, prior: Array) -> tuple[Array, Array]:

@@ -39,6 +39,11 @@ def torch_reparameterize_kl(
         "sum": lambda: rows.sum(),
         "batchmean": lambda: rows.mean(),
         "mean": lambda: elements(mu, logvar).mean(),
+        "per_dim": lambda: (
+            elements(mu, logvar).flatten(0, batch_dims - 1).mean(0)
+            if batch_dims
+            else elements(mu, logvar)
+        ),
     }[reduction]()
     if mean_over == "batch":
         if batch_dims:  # no axes at all would be every axis to torch
