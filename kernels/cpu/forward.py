@@ -181,7 +181,9 @@ def work(plan, space, tensors, key, prior):
         of_mu = array_at(at_sums, 0.0, width)
         of_logvar = array_at(at_sums + 8 * BLOCK, 0.0, width)
         of_kl = array_at(at_sums + 16 * BLOCK, 0.0, width)
-        of_mu[:], of_logvar[:], of_kl[:] = 0.0, 0.0, 0.0
+        of_mu[:], of_logvar[:] = 0.0, 0.0
+        if plan.per_col != 0:
+            of_kl[:] = 0.0
         if prior is not None:
             b_prior = prior_of_first(plan, prior, piece, of_prior)
         for place in places(plan, piece):

@@ -61,8 +61,8 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple([0 if t is None else t.data_ptr() for t in tensors])
 
 
 def _dtype(tensor: Tensor | None) -> torch.dtype:
@@ -121,7 +121,7 @@ class _ForwardPlan:
             0 if key is None else key.data_ptr(),
             seed,
             offset,
-            *([] if prior_mean is None else _addresses(prior_mean, prior_scale)),
+            *(() if prior_mean is None else _addresses(prior_mean, prior_scale)),
         )
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
 
@@ -183,10 +183,13 @@ class _BackwardPlan:
             sized = self._of_size(x, upstream, into)
         launch, new_gradients = sized
         gradients = new_gradients(x, into)
-        mu, scale, eps, *_ = x
+        mu, scale, eps, prior_mean, prior_scale = x
         dz, dkl, dkl_of_mean = upstream
         key, means, _ = saved
-        d_mu, d_scale, d_eps, *of_prior = gradients
+        d_mu, d_scale, d_eps, d_prior_mean, d_prior_scale = gradients
+        of_prior: tuple[int, ...] = ()
+        if self.to_prior:
+            of_prior = _addresses(prior_mean, prior_scale, d_prior_mean, d_prior_scale)
         launch(
             mu.data_ptr(),
             scale.data_ptr(),
@@ -199,7 +202,7 @@ class _BackwardPlan:
             0 if d_mu is None else d_mu.data_ptr(),
             0 if d_scale is None else d_scale.data_ptr(),
             0 if d_eps is None else d_eps.data_ptr(),
-            *(_addresses(*x[3:], *of_prior) if self.to_prior else ()),
+            *of_prior,
         )
         return gradients
 

@@ -71,9 +71,17 @@ def std_of(spec: Spec, s: Tensor, v: Tensor) -> Tensor:
     return _exp_half(v) if direct is None else _inside(spec, s, direct.std, v, _exp_half)
 
 
+def ratio_of(spec: Spec, v: Tensor, prior: Prior | None) -> Ratio:
+    """v less the prior's; of a scale that is no logarithm only where clamp may have to know it."""
+    is_direct = FORMS[spec.form].direct is not None
+    if prior is None or (is_direct and spec.clamp is None):
+        return Ratio(v)
+    return Ratio(v - prior.logvar) if is_direct else prior.ratio(v)
+
+
 def expm1_of(spec: Spec, s: Tensor, v: Tensor, prior: Prior | None) -> Tensor:
     """e^r - 1, r = v less the prior's."""
-    direct, ratio = FORMS[spec.form].direct, Ratio(v) if prior is None else prior.ratio(v)
+    direct, ratio = FORMS[spec.form].direct, ratio_of(spec, v, prior)
     if direct is None:
         return ratio.expm1()
     scale = None if prior is None else prior.scale
@@ -145,9 +153,7 @@ def outputs(
     z = kl = of_mean = averages = None
     if spec.sample and noise is not None:
         z = sample(m, std_of(spec, s, v), noise)
-    ratios = []
-    if spec.reduction is not None:
-        ratios.append(Ratio(v) if prior is None else prior.ratio(v))
+    ratios = [] if spec.reduction is None else [ratio_of(spec, v, prior)]
     if spec.mean_over is not None:
         mean_m, mean_v = means(spec, m, v)
         averages = torch.stack([mean_m, mean_v])
@@ -158,8 +164,6 @@ def outputs(
     rs = [ratio.r for ratio in ratios]
     phis = phi_of_each(rs) if spec.reduction is None else phis_of(spec, s, rs, phi_of_each, prior)
     if prior is not None:
-        if FORMS[spec.form].direct is not None and spec.reduction is not None:
-            ratios[0] = Ratio(rs[0])  # which is no difference of logarithms
         phis = [ratio.corrected(of_each) for ratio, of_each in zip(ratios, phis)]
     if spec.mean_over is not None:
         of_mean = _divide(torch.addcmul(phis.pop(), mean_m, mean_m).sum(), 2)
