@@ -26,11 +26,10 @@ from .prior import (
     distances,
     prior_at,
     prior_of_first,
-    standardize,
     to_gradient_of_prior_scale,
     varies,
 )
-from .reduction import add_rows, copy, side_by_side
+from .reduction import add_rows, copy, repeat, side_by_side
 from .team import on_team
 from .tile import Place, deliver, move_run, read_run, source, target
 from .walk import TILES, join, pieces, places, tile_sums, workspace
@@ -79,9 +78,10 @@ def of_mean_gradients(plan, piece, own, tensors, prior, dkl, of_mean):
     It is the same for every row. Those of of_mean are zeros before, dkl is overwritten.
     """
     B, D, col, cols = plan.batch, plan.event, piece.col, piece.cols
+    n = piece.block_rows * cols
     by_column = plan.mean_over == BATCH
     of_mu, of_logvar, of_prior = of_mean
-    zero, half = dkl.dtype.type(0), dkl.dtype.type(0.5)
+    zero = dkl.dtype.type(0)
     b_mu, b_logvar = block(own, MU, cols), block(own, LOGVAR, cols)
     if by_column:
         for j in range(cols):
@@ -90,29 +90,24 @@ def of_mean_gradients(plan, piece, own, tensors, prior, dkl, of_mean):
     else:
         b_mu[:] = read(tensors.means, 0, zero)
         b_logvar[:] = read(tensors.means, 1, zero)
+    h = read(tensors.dkl_of_mean, 0, zero)
+    dkl[:cols] = h / dkl.dtype.type(B if by_column else float(B) * D)
+    of_mu[:cols], of_logvar[:cols] = zero, zero
+    row_mu, row_logvar = block(own, DMU, cols), block(own, DSCALE, cols)
+    values = Values(b_mu, b_logvar, b_mu)
+    sent = Upstream(False, b_mu, True, dkl, False, of_mu, of_logvar)
+    out = Gradients(row_mu, row_logvar, block(own, DEPS, cols))
     if prior is not None:  # the same for all samples
         place = Place(piece.first_row, 1, col, cols, D, plan.inner)
         b_prior = prior_at(plan, prior, place, block(own, PRIOR, PRIOR_BLOCKS * BLOCK))
-        standardize(b_prior, b_mu, b_logvar)
-    h = read(tensors.dkl_of_mean, 0, zero)
-    dkl[:cols] = h / dkl.dtype.type(B if by_column else float(B) * D)
-    row_mu, row_logvar = block(own, DMU, cols), block(own, DSCALE, cols)
-    of_mu[:cols], of_logvar[:cols] = zero, zero
-    gradients(
-        Values(b_mu, b_logvar, b_mu),
-        Upstream(False, b_mu, True, dkl, False, of_mu, of_logvar),
-        Gradients(row_mu, row_logvar, block(own, DEPS, cols)),
-    )
-    if prior is not None:
-        row_prior = block(own, DZ, cols)
-        for j in range(cols):
-            row_prior[j] = -(half * row_mu[j] * b_mu[j] + row_logvar[j])
-            row_mu[j] *= b_prior.root[j]
-    for start in range(0, piece.block_rows * cols, cols):
-        copy(row_mu, of_mu[start : start + cols])
-        copy(row_logvar, of_logvar[start : start + cols])
-        if prior is not None:
-            copy(row_prior, of_prior[start : start + cols])
+        far, expm1, row_prior = block(own, FAR, cols), block(own, EXPM1, cols), block(own, DZ, cols)
+        gradients_to_logarithm(values, b_prior, sent, out, far, expm1)
+        gradients_of_prior(far, b_prior.root, expm1, sent, of_mu, b_mu, row_prior)
+        repeat(row_prior, of_prior[:n])
+    else:
+        gradients(values, sent, out)
+    repeat(row_mu, of_mu[:n])
+    repeat(row_logvar, of_logvar[:n])
 
 
 @njit(**JIT)
@@ -133,8 +128,7 @@ def read_columns(plan, piece, address, dkl):
     read_run(address, piece.col * step, step, dkl[:cols])
     for j in range(cols):
         dkl[j] /= denominator
-    for start in range(cols, piece.block_rows * cols, cols):
-        copy(dkl[:cols], dkl[start : start + cols])
+    repeat(dkl[:cols], dkl[: piece.block_rows * cols])
 
 
 @njit(**JIT)

@@ -19,7 +19,6 @@ from .prior import (
     prior_at,
     prior_of_first,
     r_terms,
-    standardize,
     varies,
 )
 from .reduction import accumulate, add_rows, copy, fold, side_by_side, total
@@ -159,11 +158,13 @@ def finish_columns(plan, piece, own, prior, of_mu, of_logvar, means):
         b_logvar[i] = of_logvar[i] / B
         write(means, piece.col + i, b_mu[i])
         write(means, D + piece.col + i, b_logvar[i])
+    unused = block(own, Z, n)
     if prior is not None:  # the same for all samples
         place = Place(piece.first_row, 1, piece.col, n, D, plan.inner)
-        memory = block(own, PRIOR, PRIOR_BLOCKS * BLOCK)
-        standardize(prior_at(plan, prior, place, memory), b_mu, b_logvar)
-    sample_and_kl(b_mu, b_logvar, b_mu, block(own, Z, n), twice_kl)
+        b_prior = prior_at(plan, prior, place, block(own, PRIOR, PRIOR_BLOCKS * BLOCK))
+        sample_and_kl_to_logarithm(b_mu, b_logvar, b_prior, b_mu, unused, twice_kl)
+    else:
+        sample_and_kl(b_mu, b_logvar, b_mu, unused, twice_kl)
     return total(twice_kl)
 
 
@@ -265,8 +266,9 @@ def finish(plan, space, kl, kl_of_mean, means, prior):
             memory = block(space.memories, PRIOR, PRIOR_BLOCKS * BLOCK)
             b_prior = prior_at(plan, prior, Place(0, 1, 0, 1, D, plan.inner), memory)
             mean_mu = (mean_mu - b_prior.mean[0]) * b_prior.root[0]
-            mean_logvar -= b_prior.logvar[0]
-        phi = exp_terms(mean_logvar)[2]
+            phi = r_terms(mean_logvar, b_prior.logvar[0])[1]
+        else:
+            phi = exp_terms(mean_logvar)[2]
         write(kl_of_mean, 0, dtype(0.5 * (float(mean_mu) * float(mean_mu) + phi)))
 
 

@@ -34,7 +34,7 @@ from .gaussian import exp_terms
 from .memory import block
 from .numeric import INLINE, JIT, f32, horner
 from .plan import NONE, Operand
-from .reduction import copy
+from .reduction import repeat
 from .tile import Place, source
 
 LN_F32_LESS_FIRST = tuple(map(f32, LN_F64_LESS_FIRST))
@@ -146,18 +146,6 @@ def varies(prior):
 
 
 @njit(**JIT)
-def _repeated(row, values):
-    """values = row, again and again."""
-    done, n = len(row), len(values)
-    copy(row, values[:done])
-    while done < n:
-        more = min(done, n - done)
-        copy(values[:more], values[done : done + more])
-        done += more
-    return values
-
-
-@njit(**JIT)
 def prior_of_first(plan, prior, piece, memory):
     """The prior of a piece's first block: of all its blocks, if it does not vary."""
     rows = piece.block_rows if varies(prior) else 1
@@ -166,10 +154,10 @@ def prior_of_first(plan, prior, piece, memory):
     if rows == piece.block_rows:
         return found
     return PriorBlock(
-        _repeated(found.mean, block(memory, MEAN, n)),
-        _repeated(found.scale, block(memory, SCALE, n)),
-        _repeated(found.logvar, block(memory, LOGVAR, n)),
-        _repeated(found.root, block(memory, ROOT, n)),
+        repeat(found.mean, block(memory, MEAN, n)),
+        repeat(found.scale, block(memory, SCALE, n)),
+        repeat(found.logvar, block(memory, LOGVAR, n)),
+        repeat(found.root, block(memory, ROOT, n)),
     )
 
 
@@ -178,14 +166,6 @@ def distances(prior, mu, far):
     """(mu - m) e^(-l/2), of which the square does not overflow before it has to."""
     for i in range(len(mu)):
         far[i] = (mu[i] - prior.mean[i]) * prior.root[i]
-
-
-@njit(**JIT)
-def standardize(prior, mu, logvar):
-    """In place, far and r: the parameters whose KL to N(0, I) is that to the prior."""
-    for i in range(len(mu)):
-        mu[i] = (mu[i] - prior.mean[i]) * prior.root[i]
-        logvar[i] = logvar[i] - prior.logvar[i]
 
 
 @njit(**INLINE)

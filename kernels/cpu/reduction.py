@@ -15,6 +15,18 @@ def copy(values, out):
 
 
 @njit(**JIT)
+def repeat(row, values):
+    """Values = row, again and again; their first may be that row."""
+    done, n = len(row), len(values)
+    copy(row, values[:done])
+    while done < n:
+        more = min(done, n - done)
+        copy(values[:more], values[done : done + more])
+        done += more
+    return values
+
+
+@njit(**JIT)
 def accumulate(sums, values):
     """Add values to sums, each to its own."""
     for i in range(len(values)):

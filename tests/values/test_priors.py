@@ -216,6 +216,21 @@ def test_every_distance(scale, dtype, backend, device):
     assert worst(kl, exact, KL_BUDGET[dtype] * exact) <= 1
 
 
+@pytest.mark.parametrize("scale", ["logvar", "log_std"])
+@pytest.mark.parametrize("mean_over", ["batch", "all"])
+def test_means_far_from_the_prior(mean_over, scale, backend, device):
+    """Of one element, the mean is exact. Its logvar less the prior's is rounded, which e^10 makes
+    much of.
+    """
+    zero = torch.zeros(1, 1, device=device)
+    for logvar in torch.linspace(0, 3, 60):
+        own, of_prior = (scale_of(scale, v).to(zero) for v in (logvar, logvar / 3 - 10))
+        options = {"scale": scale, "prior": (0.0, of_prior), "mean_over": mean_over}
+        kl = vaekl.kl_of_mean(zero, own[None, None], backend=backend, **options)
+        exact = Oracle(zero, own[None, None], **options).kl_of_mean
+        assert worst(kl, exact, KL_BUDGET[torch.float32] * exact) <= 1
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_posterior_that_is_its_prior(scale, backend, device):
     """0, to the bit, and so are all gradients of the KL."""
