@@ -1,8 +1,8 @@
 """The backward kernel: gradients of z, kl and kl_of_mean in one launch.
 
-Upstream: dz [B, D], g_b (of kl: per sample, or per element of an event or one for all,
-over a denominator), h (of kl_of_mean). With
-s = exp(l / 2), the means m', l' that forward kept, and n = B ("batch") or B D ("all"):
+Upstream: dz [B, D], g_b (of kl: per sample, or per element of an event or one for all, over a
+denominator), h (of kl_of_mean). With s = exp(l / 2), the means m', l' that forward kept, and n = B
+("batch") or B D ("all"):
 
     z = m + s eps                  dz/dm = 1            dz/dl = s eps / 2       dz/deps = s
     k(m, l) = (m^2 + phi(l)) / 2   dk/dm = m            dk/dl = (e^l - 1) / 2
@@ -83,7 +83,7 @@ def backward_kernel(
     B,
     D,  # in UNITs, like inner, and the row and outer strides
     inner,
-    beside,  # samples in a row, if BESIDE
+    beside,  # samples in a row, if EVENT_COLS
     rows_per_range,
     kl_denominator,
     dkl_row,  # stride of what is not one number

@@ -301,11 +301,11 @@ def compute(
         logvar, eps, z_dtype = _validate.broadcast(mu, logvar, eps)
         given = Operands(mu, logvar, eps)
         road = _roads.road(mu, logvar, eps)
-    if road != "direct" or type(batch_dims) is not int:  # else once a kind, by _plans
+    if prior is not None or road != "direct" or type(batch_dims) is not int:
+        # Else once a kind, by _plans.
         batch_dims = _validate.batch_dims(batch_dims, mu)
     form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
     if prior is not None and not _validate.is_standard(prior, form):
-        batch_dims = _validate.batch_dims(batch_dims, mu)
         kind, *pair = _validate.prior(prior, mu, (logvar, eps), batch_dims, terms.mean_over)
         given = Operands(mu, logvar, eps, *pair)
         road = _roads.road(*given)

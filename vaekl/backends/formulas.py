@@ -243,9 +243,8 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
     """All gradients, of x with its noise, in the compute dtype; the smallest term comes first.
 
     Those of a prior that samples share are each sample's share. They have the least shape that has
-    all that they depend on; that of mu may be dz. `out` is
-    memory for those of mu and scale, which are not differentiable then; it is for its owner to see
-    if they are there.
+    all that they depend on; that of mu may be dz. `out` is memory for those of mu and scale, which
+    are not differentiable then; it is for its owner to see if they are there.
     """
     mu, scale, noise, *_ = x
     form, dtype = FORMS[spec.form], compute_dtype(*x)

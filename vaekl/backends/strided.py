@@ -5,6 +5,7 @@ and memory for gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -177,16 +178,17 @@ class GradientMemory:
 
     def __init__(self, spec: Spec, x: Operands, needs: Needs, like_mu: bool) -> None:
         self.like_mu = like_mu
-        self.mu, self.scale, self.eps, *of_prior = (
+        self.mu, self.scale, self.eps, *self.of_prior = (
             allocator(x.mu if like_mu else t, t.dtype) if need and t is not None else None
             for t, need in zip(x, needs)
         )
-        self.of_prior = of_prior if spec.prior == "sample" else None
-        #: Of a prior that samples share: sums, in the order of its elements.
-        self.sums = [
-            None if t is None or not need else (*dense(t.shape), t.dtype)
-            for t, need in zip(x[3:], needs[3:])
-        ]
+        self.prior_like_mu = like_mu
+        if spec.prior == "event":  # sums, in the order of their elements
+            self.prior_like_mu, format = False, torch.contiguous_format
+            self.of_prior = [
+                partial(torch.empty_like, memory_format=format) if need else None
+                for need in needs[3:]
+            ]
 
     def __call__(self, x: Operands, into: Into | None) -> Gradients:
         """Those of mu and scale are `into`, where the caller has allocated them."""
@@ -203,20 +205,11 @@ class GradientMemory:
             d_eps = self.eps(mu if self.like_mu else eps)
         if prior[0] is None:
             return Gradients(d_mu, d_scale, d_eps)
-        return Gradients(d_mu, d_scale, d_eps, *self._of_prior(mu, prior))
-
-    def _of_prior(self, mu: Tensor, prior: Sequence[Tensor | None]) -> list[Tensor | None]:
-        if self.of_prior is None:
-            return [
-                None
-                if like is None
-                else torch.empty_strided(*like[:2], dtype=like[2], device=mu.device)
-                for like in self.sums
-            ]
-        return [
-            None if new is None or t is None else new(mu if self.like_mu else t)
+        of_prior = (
+            None if new is None or t is None else new(mu if self.prior_like_mu else t)
             for new, t in zip(self.of_prior, prior)
-        ]
+        )
+        return Gradients(d_mu, d_scale, d_eps, *of_prior)
 
 
 def arranged(

@@ -41,17 +41,15 @@ def of_sizes(view: layout.View, unit: int, grid: layout.Grid, spec: Spec, mu: Te
     ]
 
 
-def of_strides(
-    arrangement: Arrangement, unit: int, of_prior: int = 0, has_prior: bool = False
-) -> list[Any]:
-    """Row, outer and inner of each tensor; None of the last, which are of a prior, if there is
-    none: not even a parameter of the kernel is left of it then.
+def of_strides(arrangement: Arrangement, unit: int, without: int = 0) -> list[Any]:
+    """Row, outer and inner of each tensor; None of so many last ones: not even a parameter of the
+    kernel is left of those.
     """
-    count = len(arrangement.strides) - (0 if has_prior else of_prior)
+    count = len(arrangement.strides) - without
     found: list[Any] = []
     for row, outer, inner in arrangement.strides[:count]:
         found += row // unit, outer // unit, inner
-    return found + [None] * (3 * len(arrangement.strides) - len(found))
+    return found + [None] * (3 * without)
 
 
 def of_flags(view: layout.View, unit: int, dtype: torch.dtype) -> list[Any]:
