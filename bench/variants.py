@@ -144,10 +144,8 @@ def matrix() -> list[AnyVariant]:
         for scale, clamp in itertools.product(("log_std", "std", "var"), (False, True)):
             chosen[Variant(dtype, scale=scale, clamp=clamp)] = None
         for prior, scale in itertools.product(("sample", "event"), ("logvar", "std", "var")):
-            # Those left out spill an address (8 bytes) on sm_90 or sm_100.
-            if prior == "sample" or (dtype == "fp32" and scale != "var"):
-                mean_over = "batch" if prior == "event" else None
-                chosen[Variant(dtype, mean_over=mean_over, scale=scale, prior=prior)] = None
+            mean_over = "batch" if prior == "event" else None
+            chosen[Variant(dtype, mean_over=mean_over, scale=scale, prior=prior)] = None
         chosen[Variant(dtype, "one", prior="event")] = None
         chosen[Variant(dtype, "rows", "none", "all", prior="event")] = None
         chosen[Variant(dtype, prior="event", clamp=True, layout="channels_last")] = None

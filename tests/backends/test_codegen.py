@@ -7,6 +7,7 @@ default run takes a subset that reaches every branch of the kernels, for one tar
 
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -74,10 +75,22 @@ def test_every_target_and_kernel(rows, targets):
         assert kernels == {"forward", "backward", "statistics"}
 
 
+def programs(row, more=0):
+    """So many the 65536 registers of a multiprocessor hold, which are allocated by 8."""
+    return 65536 // (row["threads"] * (math.ceil(row["registers"] / 8) * 8 + more))
+
+
+def is_held_for_occupancy(row):
+    """Two values at most are read again for each block: in registers they would cost a program."""
+    return row["stack"] <= 8 and row["local_accesses"] <= 4 and programs(row, 8) < programs(row)
+
+
 def test_no_spills(rows):
     if version("triton").startswith("3.6."):  # its addresses of channels_last fill the registers
         rows = [row for row in rows if "channels_last" not in row["variant"]]
-    assert not failing(rows, lambda r: r["stack"] == 0 and r["local_accesses"] == 0)
+    spilled = [r for r in rows if r["stack"] != 0 or r["local_accesses"] != 0]
+    assert not [r for r in spilled if r["target"].startswith("gfx")]
+    assert not failing(spilled, is_held_for_occupancy)
 
 
 def main_path(rows):
