@@ -23,7 +23,7 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storages import PACKED, PAIR
-from vaekl import _plans, _validate
+from vaekl import _plans, _validate, backends
 from vaekl.backends import layout as geometry
 from vaekl.backends.workspace import workspaces
 from vaekl.testing import CONFIGS
@@ -116,6 +116,15 @@ def backend(request):
             pytest.skip("tensors of these tests are on a GPU")
         pytest.importorskip("numba")
     return request.param
+
+
+@pytest.fixture
+def auto(backend, monkeypatch):
+    """A class leaves the choice of the backend to vaekl: make it each in turn."""
+    resolve = _validate.resolve_backend
+    monkeypatch.setattr(backends, "chosen", {})
+    monkeypatch.setattr(_validate, "resolve_backend", lambda name, device: resolve(backend, device))
+    return backend
 
 
 @pytest.fixture(params=[PAIR, PACKED], ids=str)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 import vaekl
 from paths import BENCH, DOCS, ROOT
@@ -51,6 +51,7 @@ def names_of_the_pairs():
     of_images = ("x", "log_s", "prior_x", "prior_log_s")
     names |= {name: torch.randn(2, 3, 8, 8) / 2 for name in of_images}
     names |= {"torch": torch, "vaekl": vaekl, "Normal": Normal, "kl_divergence": kl_divergence}
+    names["Independent"] = Independent
     posterior = vaekl.distributions.DiagonalGaussianDistribution
     return names | {"DiagonalGaussianDistribution": posterior}
 
@@ -86,9 +87,16 @@ def test_replacements_are_equal(old, new):
 def test_every_system_has_its_pair():
     systems = "Keras pytorch/examples AntixK pythae disentangling-vae LeRobot diffusers Oobleck LTX"
     ids = [parameter.id for parameter in replacements()]
-    for system in [*systems.split(), "scvi-tools", "torch.distributions", "Dreamer", "VDVAE"]:
+    for system in [
+        *systems.split(),
+        "scvi-tools",
+        "torch.distributions",
+        "passes",
+        "Dreamer",
+        "VDVAE",
+    ]:
         assert sum(system in name for name in ids) == 1, system
-    assert len(ids) == len(set(ids)) == 14
+    assert len(ids) == len(set(ids)) == 15
 
 
 def test_figures_come_from_the_committed_files():

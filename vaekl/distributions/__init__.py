@@ -1,6 +1,7 @@
-"""The posterior class that diffusers' autoencoders return, with vaekl's sample and KL.
+"""The classes of other libraries, with vaekl's samples and KLs.
 
-:func:`patch_diffusers` puts it into an installed diffusers.
+:class:`Normal` is torch.distributions'; :class:`DiagonalGaussianDistribution` is the posterior that
+diffusers' autoencoders return, and :func:`patch_diffusers` puts it into an installed diffusers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from vaekl._spec import Source, Terms
 
 from .attributes import CLAMP, Attributes
 from .draws import Generators, drawn, given
+from .normal import Normal
+
+__all__ = ["DiagonalGaussianDistribution", "DiffusersPatch", "Normal", "patch_diffusers"]
 
 
 class DiagonalGaussianDistribution(Attributes):
