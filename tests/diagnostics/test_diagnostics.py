@@ -10,20 +10,26 @@ import pytest
 import torch
 
 import vaekl
+from steps import scale_of
 from vaekl.backends import eager
 from vaekl.backends import layout as geometry
-from vaekl.reference import Oracle, diagnostics, to_numpy
+from vaekl.reference import SCALES, Oracle, diagnostics, to_numpy
 from vaekl.testing import make_inputs
 
 #: Everything is summed in float64, whatever the inputs.
 BUDGET = 1e-12
 
 
-def check(report, mu, logvar, batch_dims=1, batches=1):
+def check(report, mu, logvar, batch_dims=1, batches=1, **to_prior):
     """Every number of a report."""
-    expected = diagnostics(mu, logvar, batch_dims)
+    expected = diagnostics(mu, logvar, batch_dims, **to_prior)
     largest = float(np.abs(to_numpy(mu)).max())
-    around_mean = expected["kl_dims"] - 0.5 * expected["mean_mu"] ** 2
+    distance = expected["mean_mu"]
+    if to_prior.get("prior") is not None:  # which all means are far from
+        of_mean, of_scale = (to_numpy(t).ravel() for t in to_prior["prior"])
+        distance = (distance - of_mean) * np.exp(-0.5 * SCALES[to_prior["scale"]].logvar(of_scale))
+        largest += np.abs(SCALES[to_prior["scale"]].logvar(of_scale)).max()
+    around_mean = expected["kl_dims"] - 0.5 * distance**2
     for name, value in expected.items():
         found = to_numpy(getattr(report, name))
         # Means are as good as the size of what they are of, parts of a KL as good as the KL.
@@ -43,9 +49,11 @@ def check(report, mu, logvar, batch_dims=1, batches=1):
                         ("nonfinite", "nonfinite_mu_dims"),
                         ("logvar_outside", "logvar_outside_dims")):  # fmt: skip
         assert getattr(report, total) == pytest.approx(to_numpy(getattr(report, dims)).sum())
-    assert report.active.flatten().tolist() == (expected["var_mu"] > 0.01).tolist()
+    least = 0.01 * (1.0 if report.prior_var is None else to_numpy(report.prior_var).ravel())
+    active = expected["var_mu"] > least
+    assert report.active.flatten().tolist() == active.tolist()
     assert report.collapsed.flatten().tolist() == (expected["kl_dims"] < 0.01).tolist()
-    assert report.active_units == int((expected["var_mu"] > 0.01).sum())
+    assert report.active_units == int(active.sum())
     assert report.collapsed_units == int((expected["kl_dims"] < 0.01).sum())
 
 
@@ -54,6 +62,53 @@ def test_values(dtype, backend, config, device):
     mu, logvar = make_inputs((9, 22), dtype=dtype, device=device)
     mu[:, 3:9], logvar[:, 3:9] = 1e-3 * mu[:, 3:9], 1e-3 * logvar[:, 3:9]
     check(vaekl.diagnose(mu, logvar, backend=backend), mu, logvar)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", [None, "event", "number"])
+def test_to_a_prior(kind, scale, dtype, backend, device):
+    """Of any form; a third of the dimensions all but collapsed onto it."""
+    mu, logvar = make_inputs((9, 4, 6), dtype=torch.float64, device=device)
+    near = slice(0, 2)
+    prior = None
+    if kind is not None:
+        shape = (4, 6) if kind == "event" else (1, 1)
+        mean, of_prior = make_inputs(shape, dtype=torch.float64, seed=1, device=device)
+        mu[..., near] = (mean + 1e-3 * mu)[..., near]
+        logvar[..., near] = (of_prior + 1e-3 * logvar)[..., near]
+        prior = mean.to(dtype), scale_of(scale, of_prior).to(dtype)
+    given = mu.to(dtype), scale_of(scale, logvar).to(dtype)
+    report = vaekl.diagnose(*given, scale=scale, prior=prior, backend=backend)
+    check(report, *given, scale=scale, prior=prior)
+    kl = vaekl.kl_loss(*given, scale=scale, prior=prior, backend=backend)
+    assert float(kl) == pytest.approx(report.kl, rel=1e-6)
+    if kind == "event":
+        assert report.prior_var.shape == (4, 6)
+        assert "of prior" in str(report)
+        both = vaekl.DiagnosticsAccumulator(scale=scale, prior=prior, backend=backend)
+        both.update(*(t[:4] for t in given)).update(*(t[4:] for t in given))
+        check(both.report(), *given, batches=2, scale=scale, prior=prior)
+
+
+def test_the_standard_normal_is_no_prior(backend, device):
+    mu, logvar = make_inputs((9, 22), device=device)
+    plain = vaekl.diagnose(mu, logvar, backend=backend)
+    given = vaekl.diagnose(mu, logvar, prior=(0, 0), backend=backend)
+    assert given.to_dict(per_dimension=True) == plain.to_dict(per_dimension=True)
+    assert given.prior_var is None
+
+
+def test_counts_are_of_what_was_given(device):
+    """Neither of what is left without the prior, nor of a logarithm."""
+    mu = torch.tensor([[1.0, torch.nan], [torch.inf, 0.0]], device=device)
+    logvar = torch.tensor([[31.0, 0.0], [-31.0, 5.0]], device=device)
+    report = vaekl.diagnose(mu, logvar, prior=(2.0, 25.0))
+    assert report.nonfinite_mu_dims.tolist() == [1, 1]
+    assert report.logvar_outside_dims.tolist() == [2, 0]
+    report = vaekl.diagnose(mu, torch.tensor([[1.0, 0.0], [-1.0, 1e-20]]).to(mu), scale="std")
+    assert report.nonfinite_logvar_dims.tolist() == [1, 1]
+    assert report.logvar_outside_dims.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (6, 1), (3, 2), (2, 37), (33, 4), (500, 3)])
@@ -331,6 +386,19 @@ def test_bad_input():
         diagnose(good, good[:2])
     with pytest.raises(ValueError, match="batch_dims must be in"):
         diagnose(good, good, batch_dims=3)
+    with pytest.raises(ValueError, match="scale must be one of"):
+        diagnose(good, good, scale="sigma")
+    with pytest.raises(ValueError, match=r"a prior without batch axes.* shapes \(4, 3\) and \(\)"):
+        diagnose(good, good, prior=(good, 0.0))
+    with pytest.raises(ValueError, match="the prior's mean"):
+        diagnose(good, good, prior=(good[0, :2], 0.0))
+    one = torch.zeros(3)
+    changing = accumulator(prior=(one, 0.0)).update(good, good)
+    one += 1
+    with pytest.raises(ValueError, match="the batch's prior differs"):
+        changing.update(good, good)
+    with pytest.raises(ValueError, match="other's prior differs"):
+        accumulator(prior=(1.0, 0.0)).update(good, good).merge(accumulator().update(good, good))
     with pytest.raises(ValueError, match="backend must be one of"):
         diagnose(good, good, backend="gpu")
     for empty in (torch.zeros(0, 3), torch.zeros(4, 0)):

@@ -45,6 +45,11 @@ SAVED = {
         [vaekl.DiagnosticsAccumulator, vaekl.diagnostics.Statistics],
         lambda accumulator: [accumulator.update(LOGVAR, MU).report().kl_dims],
     ),
+    "accumulator to a prior": (
+        vaekl.DiagnosticsAccumulator(prior=(torch.ones(6), 0.5)).update(MU, LOGVAR),
+        [vaekl.DiagnosticsAccumulator, vaekl.diagnostics.Statistics, vaekl.diagnostics.Gaussian],
+        lambda accumulator: [accumulator.update(LOGVAR, MU).report().kl_dims],
+    ),
     "posterior": (
         DiagonalGaussianDistribution(MU.clone()), [DiagonalGaussianDistribution],
         lambda p: [p.kl(), p.std, p.sample(torch.Generator().manual_seed(1))],

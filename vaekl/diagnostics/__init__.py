@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from vaekl import _roads, _validate
-from vaekl._spec import Values
+from vaekl._spec import Prior, Values
 
 from .formulas import evaluate
 from .report import DiagnosticsReport
-from .statistics import Statistics, collect, merged
+from .standard import collect_to, prior_of
+from .statistics import Gaussian, Statistics, collect, merged
 
 __all__ = ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
 
@@ -32,15 +34,26 @@ class DiagnosticsAccumulator:
     float64 by the update of Chan, Golub & LeVeque (1979).
 
     Args:
-        batch_dims: As in :func:`diagnose`.
+        scale, prior, batch_dims: As in :func:`diagnose`.
         backend: As in :func:`vaekl.reparameterize_kl`.
     """
 
-    def __init__(self, *, batch_dims: int | None = None, backend: str = "auto") -> None:
-        backend = _validate.backend_name(backend)
+    def __init__(
+        self,
+        *,
+        scale: str = "logvar",
+        prior: Prior = None,
+        batch_dims: int | None = None,
+        backend: str = "auto",
+    ) -> None:
         if batch_dims is not None:
             batch_dims = _validate.integer("batch_dims", batch_dims, 0, 64)
-        self._options: dict[str, Any] = {"batch_dims": batch_dims, "backend": backend}
+        self._options: dict[str, Any] = {
+            "scale": _validate.choice("scale", scale, _validate.SCALES),
+            "prior": prior,
+            "batch_dims": batch_dims,
+            "backend": _validate.backend_name(backend),
+        }
         self._statistics: Statistics | None = None
 
     def update(self, mu: Tensor, logvar: Values) -> DiagnosticsAccumulator:
@@ -60,7 +73,7 @@ class DiagnosticsAccumulator:
                 f"before; got mu of shape {tuple(mu.shape)} with batch_dims={batch_dims}"
             )
         if 0 not in mu.shape[:batch_dims]:
-            self._add(_statistics(mu, logvar, **self._options))
+            self._add(_statistics(mu, logvar, **self._options), "the batch's prior")
         else:
             _validate.broadcast(mu, logvar, None)
         return self
@@ -73,7 +86,7 @@ class DiagnosticsAccumulator:
 
         Raises:
             TypeError: ``other`` is no accumulator.
-            ValueError: Its events have another shape.
+            ValueError: Its events have another shape, or its prior differs.
         """
         if not isinstance(other, DiagnosticsAccumulator):
             raise TypeError(f"other must be a DiagnosticsAccumulator, got {type(other).__name__}")
@@ -83,11 +96,16 @@ class DiagnosticsAccumulator:
                 f"other must have events of shape {tuple(mine.event)}, got {tuple(theirs.event)}"
             )
         if theirs is not None:
-            self._add(theirs)
+            self._add(theirs, "other's prior")
         return self
 
-    def _add(self, new: Statistics) -> None:
-        self._statistics = new if self._statistics is None else merged(self._statistics, new)
+    def _add(self, new: Statistics, name: str) -> None:
+        if self._statistics is None:
+            self._statistics = new
+        elif not _alike(self._statistics.prior, new.prior):
+            raise ValueError(f"{name} differs from that of the samples before")
+        else:
+            self._statistics = merged(self._statistics, new)
 
     @property
     def samples(self) -> int:
@@ -109,15 +127,26 @@ class DiagnosticsAccumulator:
 
 
 def diagnose(
-    mu: Tensor, logvar: Values, *, batch_dims: int | None = None, backend: str = "auto"
+    mu: Tensor,
+    logvar: Values,
+    *,
+    scale: str = "logvar",
+    prior: Prior = None,
+    batch_dims: int | None = None,
+    backend: str = "auto",
 ) -> DiagnosticsReport:
     """What a batch's posteriors N(mu, exp(logvar)) say: both KLs, information, collapse.
 
-    One pass over mu and logvar, in float64; no gradient, and it waits for the device.
+    One pass over mu and logvar, in float64; no gradient, and it waits for the device. (With another
+    prior or scale, float64 copies of both are made first.)
 
     Args:
         mu: Means, any shape with the sample axes first; float16, bfloat16, float32 or float64.
-        logvar: Log variances, of a shape that broadcasts to mu's; a number for all.
+        logvar: Log variances, or what ``scale`` says, of a shape that broadcasts to mu's; a number
+            for all.
+        scale: The form of the second argument, as in :func:`vaekl.reparameterize_kl`.
+        prior: (mean, scale) of the Gaussian that all KLs are to, in that form: tensors without
+            batch axes that broadcast to mu, or numbers. None is N(0, I).
         batch_dims: Number of leading axes that index samples; all of them together are the batch.
             None: 1, where mu has two axes or more.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
@@ -130,10 +159,13 @@ def diagnose(
         ValueError: A shape, device or option that does not fit, or no elements at all.
         ModuleNotFoundError: A backend asked for by name is not installed, or cannot run.
     """
-    return evaluate(_statistics(mu, logvar, batch_dims, backend))
+    return evaluate(_statistics(mu, logvar, scale, prior, batch_dims, backend))
 
 
-def _statistics(mu: Tensor, logvar: Values, batch_dims: int | None, backend: str) -> Statistics:
+def _statistics(
+    mu: Tensor, logvar: Values, scale: str, prior: Prior, batch_dims: int | None, backend: str
+) -> Statistics:
+    scale = _validate.choice("scale", scale, _validate.SCALES)
     logvar = _validate.broadcast(mu, logvar, None)[0]
     batch_dims = _validate.batch_dims(batch_dims, mu)
     if mu.numel() == 0:
@@ -142,8 +174,17 @@ def _statistics(mu: Tensor, logvar: Values, batch_dims: int | None, backend: str
         if tensor.is_meta or isinstance(tensor, FakeTensor):
             what = "FakeTensor" if isinstance(tensor, FakeTensor) else "tensor on the meta device"
             raise ValueError(f"{name} must have values, got a {what}")
+    one = prior_of(prior, scale, mu, logvar, batch_dims)
     backend = _validate.resolve_backend(backend, mu.device)
     mu, logvar = (t.detach().resolve_neg() for t in (mu, logvar))
     if _roads.road(mu, logvar) != "direct":
         backend = "eager"  # subclasses, transforms: there may be no memory for a kernel to read
-    return collect(mu, logvar, batch_dims, backend)
+    if one is None:
+        return collect(mu, logvar, batch_dims, backend)
+    return collect_to(one, scale, mu, logvar, batch_dims, backend)
+
+
+def _alike(a: Gaussian | None, b: Gaussian | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(torch.equal(x, y) for x, y in zip(a, b))

@@ -8,7 +8,7 @@ from torch import Tensor
 from vaekl.backends.eager import phi
 
 from .report import DiagnosticsReport
-from .statistics import Statistics
+from .statistics import Gaussian, Statistics
 
 
 def evaluate(s: Statistics) -> DiagnosticsReport:
@@ -39,6 +39,8 @@ def evaluate(s: Statistics) -> DiagnosticsReport:
         return values.masked_fill(unknown, torch.nan).reshape(s.event)
 
     every = values(mean).mean(), values(log_mean).mean()
+    of_prior = s.prior or Gaussian(*torch.zeros(2, 1, dtype=torch.float64, device="cpu"))
+    prior_var = of_prior.logvar.exp()
     return DiagnosticsReport(
         samples=s.samples,
         kl_dims=values(0.5 * (mean * mean + var + s.mean_phi)),
@@ -46,11 +48,12 @@ def evaluate(s: Statistics) -> DiagnosticsReport:
         kl_of_mean_all=float(0.5 * (every[0] * every[0] + phi(every[1]))),
         aggregate_kl_dims=values(0.5 * (mean * mean + phi(log_aggregate)), unknown | beyond),
         information_dims=values(0.5 * information, unknown | beyond),
-        mean_mu=values(mean),
-        var_mu=values(var),
-        mean_logvar=values(log_mean),
-        mean_var=values(s.mean_exp),
+        mean_mu=values(of_prior.mean + mean * prior_var.sqrt()),
+        var_mu=values(var * prior_var),
+        mean_logvar=values(of_prior.logvar + log_mean),
+        mean_var=values(s.mean_exp * prior_var),
         nonfinite_mu_dims=s.nonfinite_mu.reshape(s.event),
         nonfinite_logvar_dims=s.nonfinite_logvar.reshape(s.event),
         logvar_outside_dims=s.logvar_outside.reshape(s.event),
+        prior_var=None if s.prior is None else prior_var.reshape(s.event),
     )

@@ -52,6 +52,10 @@ class DiagnosticsReport:
     For every dimension ``kl_dims = aggregate_kl_dims + information_dims`` (the ELBO surgery of
     Hoffman & Johnson 2016, with the aggregate posterior replaced by that Gaussian).
 
+    To another prior N(m', e^l') than N(0, 1) these are KLs of codes in its standard deviations,
+    (m − m') e^(−l'/2) and l − l', which are the KLs to it; ``mean_...`` and ``var_mu`` are of the
+    codes as they are.
+
     Where mu or logvar is not finite, the dimension's values and the totals are NaN.
     """
 
@@ -84,6 +88,8 @@ class DiagnosticsReport:
     logvar_outside_dims: Tensor
     """How many finite values of logvar are outside [-30, 20], where float32 has little use for
     exp(logvar) and implementations often clamp."""
+    prior_var: Tensor | None = None
+    """Variance of the prior; None of N(0, I)."""
 
     @property
     def kl(self) -> float:
@@ -107,8 +113,8 @@ class DiagnosticsReport:
 
     @property
     def active(self) -> Tensor:
-        """Which dimensions are active: V > 0.01 (Burda et al. 2016)."""
-        return self.var_mu > ACTIVE_VARIANCE
+        """Which dimensions are active: V > 0.01 (Burda et al. 2016) of the prior's variance."""
+        return self.var_mu > ACTIVE_VARIANCE * (1.0 if self.prior_var is None else self.prior_var)
 
     @property
     def active_units(self) -> int:
@@ -267,7 +273,7 @@ def _text(report: DiagnosticsReport) -> str:
         ("KL of the mean, over all axes", f"{report.kl_of_mean_all:.5g}"),
         ("aggregate KL", f"{report.aggregate_kl:.5g}"),
         ("information", f"{report.information:.5g}"),
-        ("active units (Var mu > 0.01)", f"{report.active_units} of {D}"),
+        (_active(report), f"{report.active_units} of {D}"),
         ("collapsed (KL < 0.01)", f"{report.collapsed_units} of {D}"),
         (f"logvar outside {_RANGE}", _percent(report.logvar_outside_share)),
         ("not finite", str(report.nonfinite)),
@@ -287,6 +293,12 @@ def _text(report: DiagnosticsReport) -> str:
     if D > len(shown):
         lines.append(f"  ... and {D - len(shown)} of smaller KL")
     return "\n".join([*lines, "", report.verdict])
+
+
+def _active(report: DiagnosticsReport) -> str:
+    if report.prior_var is None:
+        return f"active units (Var mu > {ACTIVE_VARIANCE})"
+    return f"active (Var mu > {ACTIVE_VARIANCE} of prior)"
 
 
 def _cells(first: str, *others: str) -> str:

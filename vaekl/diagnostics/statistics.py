@@ -21,8 +21,19 @@ ROWS = ("mu - s", "(mu - s)^2", "logvar", "exp(logvar)", "phi(logvar)",
         "mu not finite", "logvar not finite", "logvar outside", "s")  # fmt: skip
 
 
+class Gaussian(NamedTuple):
+    """For each element of an event, float64 on the CPU, [D]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
 class Statistics(NamedTuple):
-    """Of each element of an event, over the samples; float64 and int64 on the CPU, [D]."""
+    """Of each element of an event, over the samples; float64 and int64 on the CPU, [D].
+
+    Where there is a prior, means, squares, exp and phi are of posteriors in its standard
+    deviations.
+    """
 
     samples: int
     event: torch.Size
@@ -34,6 +45,7 @@ class Statistics(NamedTuple):
     nonfinite_mu: Tensor
     nonfinite_logvar: Tensor
     logvar_outside: Tensor
+    prior: Gaussian | None = None  # None: N(0, I)
 
 
 def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statistics:
@@ -57,7 +69,7 @@ def collect(mu: Tensor, logvar: Tensor, batch_dims: int, backend: str) -> Statis
 
 
 def merged(a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of all samples of both (Chan, Golub & LeVeque 1979).
+    """The statistics of all samples of both, to one prior (Chan, Golub & LeVeque 1979).
 
     Means of mu and logvar move by a share of their distance: where that is 0 they stay what they
     are to the bit, and no variance comes of rounding.
@@ -71,6 +83,10 @@ def merged(a: Statistics, b: Statistics) -> Statistics:
         a.mean_mu + of_b * distance,
         a.squares_mu + b.squares_mu + distance * distance * (a.samples * of_b),
         a.mean_logvar + of_b * (b.mean_logvar - a.mean_logvar),
-        *(of_a * x + of_b * y for x, y in zip(a[5:7], b[5:7])),  # which may be inf
-        *(x + y for x, y in zip(a[7:], b[7:])),
+        of_a * a.mean_exp + of_b * b.mean_exp,  # which may be inf
+        of_a * a.mean_phi + of_b * b.mean_phi,
+        a.nonfinite_mu + b.nonfinite_mu,
+        a.nonfinite_logvar + b.nonfinite_logvar,
+        a.logvar_outside + b.logvar_outside,
+        a.prior,
     )
