@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sections import benchmarks
-from tables import OTHERS, demo, speed
+from tables import OTHERS, demo, numerics, speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +82,7 @@ def main() -> int:
     results = load(args.results, args.speed)
     summary = json.loads(args.summary.read_text()) if args.summary.exists() else None
     of_readme = {"demo": demo(summary) if summary else None, "speed": speed(results)}
+    of_readme["numerics"] = numerics(results["numerics"]) if "numerics" in results else None
     status = refresh(args.readme, of_readme, args.check)
     return refresh(args.speed, {"benchmarks": benchmarks(results)}, args.check) or status
 

@@ -12,7 +12,7 @@ from typing import Any
 #: Files in the results folder that are not of bench/run.py.
 OTHERS = (
     "host", "imports", "codegen", "cpu-detail", "model",
-    "peers", "peers-gpu", "training", "training-gpu",
+    "peers", "peers-gpu", "training", "training-gpu", "numerics",
 )  # fmt: skip
 MODE = "forward+backward"
 #: Rows and columns of README's table: a small batch, a large one, latents of images.
@@ -53,6 +53,24 @@ def demo(summary: dict[str, Any]) -> str:
         {train["gap"]:.3f} nats, {train["gap"] / train["kl"]:.0%} of the first, does not appear in
         the second ([figures](docs/demo))."""
     )
+
+
+#: Rows of README's table of numerics: dtype, delta.
+NEAR = (("fp32", 1e-4), ("bf16", 1e-2))
+
+
+def numerics(data: dict[str, Any]) -> str:
+    """KLs near equality, by the formulas of several projects."""
+    rows = [row for row in data["rows"] if row["prior_logvar"] == 0]
+    shown = [row for near in NEAR for row in rows if (row["dtype"], row["delta"]) == near]
+    lines = [
+        [f"{row['dtype']}, δ = {row['delta']:g}"]
+        + [f"{value:.4g}" for value in (row["exact"], *row["found"].values())]
+        for row in shown
+    ]
+    text = "The KL of N(0, e^δ), all but collapsed, to a prior N(0, 1) (`bench/numerics.py`):"
+    headings = ["", "exact", *shown[0]["found"]]
+    return f"{text}\n\n{markdown(headings, lines)}"
 
 
 def speed(results: dict[str, Any]) -> str:

@@ -274,3 +274,11 @@ def test_bits_that_changed_are_seen(bench, tmp_path, monkeypatch, capsys):
         assert "1 of 60 calls differ" in told
     finally:
         torch.set_num_threads(threads)
+
+
+def test_numerics_are_what_the_formulas_give_here(bench):
+    """The committed figures do not depend on the machine, but for rounding of exp."""
+    committed = json.loads((BENCH / "results" / "numerics.json").read_text())["rows"]
+    for row, found in zip(committed, bench("numerics").measure(), strict=True):
+        assert found["exact"] == pytest.approx(row["exact"])
+        assert found["found"]["vaekl"] == pytest.approx(row["exact"], rel=5e-7)
