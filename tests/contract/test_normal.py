@@ -68,10 +68,10 @@ def test_arguments_are_checked_as_torch_does(scale):
         Normal(torch.zeros(2), torch.full((2,), scale), validate_args=True)
     unchecked = Normal(torch.zeros(2), torch.full((2,), scale), validate_args=False)
     with pytest.raises(ValueError, match="loc"):
-        Normal(math.nan, 1.0)
+        Normal(math.nan, 1.0, validate_args=True)
     assert unchecked.batch_shape == (2,)
     with pytest.raises(ValueError, match="support"):
-        Normal(0.0, 1.0).log_prob(torch.tensor(math.nan))
+        Normal(0.0, 1.0, validate_args=True).log_prob(torch.tensor(math.nan))
 
 
 def test_a_copy_is_the_same():
