@@ -72,7 +72,8 @@ test-torch-%: .venv-torch-%/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python $(PYTEST) -m slow $(PYTEST_ARGS)
 
-# What other projects ship, beside this one; the last two where they install. Torch stays as pinned.
+# What other projects ship, beside this one; the last ones where they install. Torch stays as
+# pinned; what would bring another, or a torchvision that does not load beside it, comes alone.
 PEERS_PIP = $(PEERS_VENV)/bin/python $(PIP) -c constraints.txt -c constraints-peers.txt
 
 $(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints/common.txt constraints-peers.txt
@@ -80,7 +81,8 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints.txt constraints/common.txt 
 	$(PEERS_PIP) setuptools wheel torch triton
 	$(PEERS_PIP) --no-build-isolation -e '.[cpu,demo,test]'
 	$(PEERS_PIP) diffusers pythae keras onnx onnxruntime onnxscript
-	for peer in scvi-tools lerobot; do \
+	for peer in scvi-tools lerobot torchrl torch-geometric einops "--no-deps multivae" \
+		"--no-deps stable-audio-tools"; do \
 		$(PEERS_PIP) $$peer || echo "not compared: $$peer does not install here (reason above)"; \
 	done
 	touch $@

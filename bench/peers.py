@@ -18,6 +18,7 @@ from typing import Any
 
 import environment
 import peer_cases
+import peer_packages
 import timing
 import torch
 from rich.console import Console
@@ -25,21 +26,23 @@ from rich.progress import track
 from rich.table import Table
 
 
-def step(function: Callable[..., Any], leaves: peer_cases.Leaves, *more: Any) -> Callable[[], Any]:
+def step(
+    function: Callable[..., Any], leaves: peer_packages.Leaves, *more: Any
+) -> Callable[[], Any]:
     """Forward and backward, with upstream gradients that are there beforehand."""
     upstream = [torch.randn_like(output) for output in function(leaves, *more)]
     return lambda: torch.autograd.grad(function(leaves, *more), leaves, upstream)
 
 
-def measure(case: peer_cases.Case, device: str, budget: float) -> dict[str, Any]:
+def measure(case: peer_packages.Case, device: str, budget: float) -> dict[str, Any]:
     """Median seconds of both."""
     leaves = case.leaves(torch.float32, device)
     calls = {"theirs": step(case.theirs, leaves), "ours": step(case.ours, leaves, None)}
     samples = timing.interleaved(calls, device, budget)
     return {
         "name": case.name,
-        "package": peer_cases.PACKAGES[case.package],
-        "version": peer_cases.version(case.package),
+        "package": peer_packages.PACKAGES[case.package],
+        "version": peer_packages.version(case.package),
         "shape": list(case.shapes[0]),
         **{f"{name}_seconds": statistics.median(values) for name, values in samples.items()},
     }
@@ -57,13 +60,13 @@ def main() -> None:
         "rows": [],
         "not_compared": [],
     }
-    reasons = {package: peer_cases.missing(package) for package in peer_cases.PACKAGES}
+    reasons = {package: peer_packages.missing(package) for package in peer_packages.PACKAGES}
     for case in track(peer_cases.CASES, "peers", console=Console(stderr=True)):
         if reasons[case.package] is None:
             result["rows"].append(measure(case, device, args.seconds))
     for package, reason in reasons.items():
         if reason is not None:
-            entry = {"package": peer_cases.PACKAGES[package], "reason": reason}
+            entry = {"package": peer_packages.PACKAGES[package], "reason": reason}
             result["not_compared"].append(entry)
     table = Table("", "leaf", "theirs ms", "vaekl ms", "times as fast")
     for row in result["rows"]:

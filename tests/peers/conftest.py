@@ -8,14 +8,14 @@ from paths import BENCH
 
 sys.path.insert(0, str(BENCH))
 
-import peer_cases
+import peer_packages
 
 
 def need(package):
     """Skip where a package is not there; the last lines of the run name it."""
-    reason = peer_cases.missing(package)
+    reason = peer_packages.missing(package)
     if reason is not None:
-        pytest.skip(f"not compared: {peer_cases.PACKAGES[package]} ({reason})")
+        pytest.skip(f"not compared: {peer_packages.PACKAGES[package]} ({reason})")
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,9 @@ def pytest_terminal_summary(terminalreporter):
     if terminalreporter.config.option.markexpr != "peers":
         return
     terminalreporter.section("peers")
-    for package, name in peer_cases.PACKAGES.items():
-        reason = peer_cases.missing(package)
+    for package, name in peer_packages.PACKAGES.items():
+        reason = peer_packages.missing(package)
         if reason is None:
-            terminalreporter.line(f"compared: {name} {peer_cases.version(package)}")
+            terminalreporter.line(f"compared: {name} {peer_packages.version(package)}")
         else:
             terminalreporter.line(f"not compared: {name} ({reason})")

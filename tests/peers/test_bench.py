@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import peer_cases
+import peer_packages
 import pytest
 
 from paths import BENCH
@@ -19,11 +20,11 @@ def test_a_line_for_each_case(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     data = json.loads(out.read_text())
-    absent = {p for p in peer_cases.PACKAGES if peer_cases.missing(p) is not None}
+    absent = {p for p in peer_packages.PACKAGES if peer_packages.missing(p) is not None}
     expected = [case.name for case in peer_cases.CASES if case.package not in absent]
     assert [row["name"] for row in data["rows"]] == expected
     assert all(row["theirs_seconds"] > 0 and row["ours_seconds"] > 0 for row in data["rows"])
     listed = {entry["package"] for entry in data["not_compared"]}
-    assert listed == {peer_cases.PACKAGES[p] for p in absent}
+    assert listed == {peer_packages.PACKAGES[p] for p in absent}
     for package in absent:
-        assert f"not compared: {peer_cases.PACKAGES[package]}" in done.stdout
+        assert f"not compared: {peer_packages.PACKAGES[package]}" in done.stdout
