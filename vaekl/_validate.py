@@ -113,6 +113,7 @@ def is_standard(prior: Any, scale: str) -> bool:
     return (
         isinstance(prior, tuple | list)
         and len(prior) == 2
+        and not isinstance(prior[0], Tensor)  # as most are; to ask for a number takes longer
         and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in prior)
         and prior[0] == 0
         and prior[1] == _UNITS.get(scale, 0)

@@ -306,9 +306,13 @@ def compute(
         batch_dims = _validate.batch_dims(batch_dims, mu)
     form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
     if prior is not None and not _validate.is_standard(prior, form):
-        kind, *pair = _validate.prior(prior, mu, (logvar, eps), batch_dims, terms.mean_over)
-        given = Operands(mu, logvar, eps, *pair)
-        road = _roads.road(*given)
+        kind = _plain_prior(prior, mu, batch_dims, terms[2]) if road == "direct" else None
+        if kind is not None:
+            given = Operands(mu, logvar, eps, *prior)  # type: ignore[arg-type]
+        else:
+            kind, *pair = _validate.prior(prior, mu, (logvar, eps), batch_dims, terms.mean_over)
+            given = Operands(mu, logvar, eps, *pair)
+            road = _roads.road(*given)
     if eps is not None or source[0] is not None or source[1] is not None:
         source = _checked(mu, eps, source)
     bounds = None if clamp is None else _validate.clamp_bounds(clamp, given)
@@ -321,6 +325,23 @@ def compute(
     )
     results = _ops.run(road, spec, given, source)
     return results if z_dtype is None else _cast(results, z_dtype)
+
+
+def _plain_prior(prior: Any, mu: Tensor, batch_dims: Any, mean_over: str | None) -> str | None:
+    """Its kind, if it is two plain tensors of the shape of mu or of an event.
+
+    The rest of it is checked once a kind, by _plans.
+    """
+    if not isinstance(prior, tuple | list) or len(prior) != 2 or mean_over == "all":
+        return None
+    mean, scale = prior
+    if mean is None or scale is None or not _roads.is_direct(mean, scale):
+        return None
+    if mean.shape != scale.shape:
+        return None
+    if mean.shape == mu.shape[batch_dims:]:
+        return "event"
+    return "sample" if mean_over is None and mean.shape == mu.shape else None
 
 
 def compute_moments(
