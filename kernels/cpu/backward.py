@@ -22,8 +22,8 @@ from .plan import BATCH, Operand, operands_at, plan_at
 from .prior import (
     PRIOR_BLOCKS,
     Prior,
-    direct_terms_to,
     distances,
+    expm1_to,
     prior_at,
     prior_of_first,
     to_gradient_of_prior_scale,
@@ -147,7 +147,7 @@ def gradients_to(plan, own, prior, dprior, place, scale, mu, eps, sent, out):
     if is_direct(plan):
         std, std_slope = block(own, STD, n), block(own, STD_SLOPE, n)
         terms = Terms(logvar, std, expm1, std_slope)
-        direct_terms_to(plan, scale, prior, terms)
+        expm1_to(plan, scale, prior, terms)
         distances(prior, mu, far)
         pull, slope = block(own, PULL, n), block(own, SLOPE, n)
         for i in range(n):

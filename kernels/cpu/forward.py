@@ -14,8 +14,8 @@ from .plan import ALL, BATCH, Operand, operands_at, plan_at
 from .prior import (
     PRIOR_BLOCKS,
     Prior,
-    direct_terms_to,
     distances,
+    phi_to,
     prior_at,
     prior_of_first,
     r_terms,
@@ -119,7 +119,7 @@ def sample_and_kl_to(plan, own, prior, mu, scale, eps, z, twice_kl):
         return logvar
     std, expm1, far = block(own, STD, n), block(own, EXPM1, n), block(own, FAR, n)
     terms = Terms(logvar, std, expm1, block(own, PHI, n))
-    direct_terms_to(plan, scale, prior, terms)
+    phi_to(plan, scale, prior, terms)
     distances(prior, mu, far)
     sample_and_kl_of_terms(mu, far, terms, eps, z, twice_kl)
     return logvar

@@ -34,7 +34,7 @@ from .gaussian import exp_terms
 from .memory import block
 from .numeric import INLINE, JIT, f32, horner
 from .plan import NONE, Operand
-from .reduction import repeat
+from .reduction import copy, repeat
 from .tile import Place, source
 
 LN_F32_LESS_FIRST = tuple(map(f32, LN_F64_LESS_FIRST))
@@ -183,50 +183,79 @@ def r_terms(logvar, of_prior):
 
 
 @njit(**JIT)
-def to_std(scale, prior, terms):
-    """Of a standard deviation."""
-    dtype = scale.dtype.type
-    zero, one, two, nan, infinite = dtype(0), dtype(1), dtype(2), dtype(np.nan), dtype(np.inf)
-    for i in range(len(scale)):
-        at = nan if prior.scale[i] < zero else prior.scale[i]
-        x = scale[i] / at
-        u = x - one if at == infinite else (scale[i] - at) / at
-        terms.expm1[i] = u * (u + two)
-        terms.phi[i] = u * u + two * psi(u, x)
-
-
-@njit(**JIT)
-def to_var(scale, prior, terms):
-    """Of a variance."""
+def ratios(scale, of_prior, u, x):
+    """u = (s - s') / s' and x = 1 + u; NaN where the prior has no logarithm."""
     dtype = scale.dtype.type
     zero, one, nan, infinite = dtype(0), dtype(1), dtype(np.nan), dtype(np.inf)
     for i in range(len(scale)):
-        at = nan if prior.scale[i] < zero else prior.scale[i]
-        x = scale[i] / at
-        u = x - one if at == infinite else (scale[i] - at) / at
-        terms.expm1[i] = u
-        terms.phi[i] = psi(u, x)
+        at = nan if of_prior[i] < zero else of_prior[i]
+        x[i] = scale[i] / at
+        u[i] = x[i] - one if at == infinite else (scale[i] - at) / at
 
 
 @njit(**JIT)
-def at_bounds(prior, low, high, terms):
+def expm1_of_ratios(plan, u):
+    """In place of u, e^r - 1."""
+    two = u.dtype.type(2)
+    if plan.form == STD:
+        for i in range(len(u)):
+            u[i] = u[i] * (u[i] + two)
+
+
+@njit(**JIT)
+def phi_of_ratios(plan, u, x):
+    """In place of x, phi(r)."""
+    two = u.dtype.type(2)
+    if plan.form == STD:
+        for i in range(len(u)):
+            x[i] = u[i] * u[i] + two * psi(u[i], x[i])
+    else:
+        for i in range(len(u)):
+            x[i] = psi(u[i], x[i])
+
+
+@njit(**JIT)
+def at_bounds(plan, prior, terms):
     """Of logvar itself where that is at a bound."""
+    dtype = terms.logvar.dtype.type
+    low, high = dtype(plan.low), dtype(plan.high)
     for i in range(len(terms.logvar)):
         if (terms.logvar[i] <= low) | (terms.logvar[i] >= high):
             _, terms.expm1[i], terms.phi[i] = exp_terms(terms.logvar[i] - prior.logvar[i])
 
 
 @njit(**JIT)
-def direct_terms_to(plan, scale, prior, terms):
-    """Fill the terms of a block: logvar and std of its own, e^r - 1 and phi(r) to its prior."""
-    direct_terms(plan, scale, terms)
-    if plan.form == STD:
-        to_std(scale, prior, terms)
-    else:
-        to_var(scale, prior, terms)
+def own_terms(plan, scale, terms):
+    """Std of a scale that is no logarithm; with bounds logvar, and its terms to N(0, 1), too."""
     if has_bounds(plan):
-        dtype = scale.dtype.type
-        at_bounds(prior, dtype(plan.low), dtype(plan.high), terms)
+        direct_terms(plan, scale, terms)
+    elif plan.form == STD:
+        copy(scale, terms.std)
+    else:
+        for i in range(len(scale)):
+            terms.std[i] = math.sqrt(scale[i])
+
+
+@njit(**JIT)
+def phi_to(plan, scale, prior, terms):
+    """Std, phi(r), and logvar where means read it, of a scale that is no logarithm."""
+    own_terms(plan, scale, terms)
+    ratios(scale, prior.scale, terms.expm1, terms.phi)
+    phi_of_ratios(plan, terms.expm1, terms.phi)
+    if has_bounds(plan):
+        at_bounds(plan, prior, terms)
+    elif plan.mean_over != NONE:
+        logs(plan, scale, terms.logvar)
+
+
+@njit(**JIT)
+def expm1_to(plan, scale, prior, terms):
+    """Std and e^r - 1 of a scale that is no logarithm; phi is overwritten."""
+    own_terms(plan, scale, terms)
+    ratios(scale, prior.scale, terms.expm1, terms.phi)
+    expm1_of_ratios(plan, terms.expm1)
+    if has_bounds(plan):
+        at_bounds(plan, prior, terms)
 
 
 @njit(**JIT)
