@@ -33,6 +33,7 @@ def benchmarks(results: dict[str, Any]) -> str:
     if "host" in results:
         parts.append(host(results["host"]))
     parts += map(training, trainings(results))
+    parts += [priors(results[name]) for name in ("priors-gpu", "priors") if name in results]
     if "imports" in results:
         parts.append(imports(results["imports"]))
     if "codegen" in results:
@@ -52,6 +53,28 @@ def host(data: dict[str, Any]) -> str:
     keys = ("name", "forward_us", "forward_backward_us", "plain_operators")
     lines = [[str(row[key]) for key in keys] for row in data["rows"]]
     return section("Host time", text, markdown(headings, lines))
+
+
+def priors(data: dict[str, Any]) -> str:
+    """Milliseconds to other priors than N(0, I), and how many times that of N(0, I)."""
+    device, rows = data["device"], data["rows"]
+    text = f"""The sample and the KL, forward + backward, float32, all in turns: ms and, in
+        brackets, how many times the call to N(0, I) ({device["name"]}, torch
+        {device["versions"]["torch"]}, commit {device["commit"]}, {device["date"]};
+        `bench/priors.py`). A dense prior has a mean and scale for each element of the batch, a
+        shared one for each of an event; a learned one gets gradients. The last two columns are the
+        same call on standard deviations."""
+    names = list(rows[0]["seconds"])
+    lines = []
+    for row in rows:
+        seconds = row["seconds"]
+        cells = [
+            figure(seconds[n] * 1e3) + f" ({seconds[n] / seconds[names[0]]:.2f})" for n in names[1:]
+        ]
+        shape = "x".join(map(str, row["shape"]))
+        lines.append([shape, figure(seconds[names[0]] * 1e3), *cells])
+    heading = "A prior" + (" on a GPU" if is_gpu(data) else "")
+    return section(heading, text, markdown(["shape", *names], lines))
 
 
 def imports(data: dict[str, Any]) -> str:

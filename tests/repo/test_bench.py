@@ -248,6 +248,16 @@ def test_training_steps_are_measured(tmp_path):
         assert row["vaekl"] > 0
 
 
+def test_what_a_prior_costs_is_measured(bench, tmp_path):
+    _run("priors.py", "--seconds", "0.1", "--out", tmp_path / "priors.json")
+    data = json.loads((tmp_path / "priors.json").read_text())
+    page = bench("sections").priors(data)
+    assert [row["shape"] for row in data["rows"]] == [[128, 20], [1024, 512]]
+    for row in data["rows"]:
+        assert all(seconds > 0 for seconds in row["seconds"].values())
+        assert f"| {'x'.join(map(str, row['shape']))} |" in page
+
+
 def test_report_needs_a_place_for_what_there_is(bench):
     text, changed, missing = bench("report").rewritten("no markers", {"demo": "x", "other": None})
     assert (text, changed, missing) == ("no markers", [], ["demo"])
