@@ -2,7 +2,8 @@
 
 # _checkout first: it is how all others find the kernels in a checkout.
 from . import _checkout, distributions, nn, reference  # noqa: F401
-from ._spec import ReparamKL
+from ._log_prob import reparameterize_log_prob
+from ._spec import ReparamKL, ReparamLogProb
 from .diagnostics import DiagnosticsAccumulator, DiagnosticsReport, diagnose
 from .distributions import patch_diffusers
 from .functional import (
@@ -20,6 +21,7 @@ __all__ = [
     "DiagnosticsAccumulator",
     "DiagnosticsReport",
     "ReparamKL",
+    "ReparamLogProb",
     "diagnose",
     "distributions",
     "kl_loss",
@@ -30,4 +32,5 @@ __all__ = [
     "reparameterize",
     "reparameterize_kl",
     "reparameterize_kl_moments",
+    "reparameterize_log_prob",
 ]

@@ -242,3 +242,14 @@ else:
         says."""
         kl_of_mean: Tensor | None
         """KL of the mean parameters in nats; None if not asked for."""
+
+
+class ReparamLogProb(NamedTuple):
+    """What :func:`reparameterize_log_prob` returns."""
+
+    z: Tensor
+    """The sample, of mu's shape."""
+    log_q: Tensor
+    """log q(z | x) of each sample, in nats."""
+    log_p: Tensor
+    """log p(z) of each sample under the prior, in nats."""

@@ -206,6 +206,7 @@ def test_import_is_lazy():
 def test_public_names():
     names = ["ReparamKL", "kl_loss", "kl_of_mean", "nn", "reference"]
     names += ["reparameterize", "reparameterize_kl", "reparameterize_kl_moments"]
+    names += ["ReparamLogProb", "reparameterize_log_prob"]
     names += ["distributions", "patch_diffusers"]
     names += ["DiagnosticsAccumulator", "DiagnosticsReport", "diagnose"]
     assert python("import vaekl; print(*sorted(vaekl.__all__))").split() == sorted(names)
