@@ -120,6 +120,13 @@ def is_standard(prior: Any, scale: str) -> bool:
     )
 
 
+def prior_pair(value: Any) -> None:
+    """TypeError if a prior is no pair."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        found = f"{len(value)} of them" if isinstance(value, tuple | list) else type(value).__name__
+        raise TypeError(f"prior must be a pair (mean, scale) or None, got {found}")
+
+
 def prior(
     value: Any, mu: Tensor, others: Sequence[Any], batch_dims: int, mean_over: str | None
 ) -> tuple[str, Tensor, Tensor]:
@@ -129,9 +136,7 @@ def prior(
     Raises:
         TypeError, ValueError: As ``reparameterize_kl``, for prior.
     """
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        found = f"{len(value)} of them" if isinstance(value, tuple | list) else type(value).__name__
-        raise TypeError(f"prior must be a pair (mean, scale) or None, got {found}")
+    prior_pair(value)
     names = ("the prior's mean", "the prior's scale")
     wide = compute_dtype(mu, *(v for v in (*others, *value) if isinstance(v, Tensor) and v.dim()))
     mean, scale = (_of_mu(name, v, mu, wide) for name, v in zip(names, value))

@@ -337,7 +337,7 @@ def _plain_prior(prior: Any, mu: Tensor, batch_dims: Any, mean_over: str | None)
     mean, scale = prior
     if mean is None or scale is None or not _roads.is_direct(mean, scale):
         return None
-    if mean.shape != scale.shape:
+    if mean.shape != scale.shape or mean.dim() == 0:  # numbers take mu's device, and its dtype
         return None
     if mean.shape == mu.shape[batch_dims:]:
         return "event"

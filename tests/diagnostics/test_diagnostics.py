@@ -91,12 +91,29 @@ def test_to_a_prior(kind, scale, dtype, backend, device):
         check(both.report(), *given, batches=2, scale=scale, prior=prior)
 
 
-def test_the_standard_normal_is_no_prior(backend, device):
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_standard_normal_is_no_prior(scale, backend, device):
+    """As numbers or tensors, or of no other form than its posterior's."""
     mu, logvar = make_inputs((9, 22), device=device)
-    plain = vaekl.diagnose(mu, logvar, backend=backend)
-    given = vaekl.diagnose(mu, logvar, prior=(0, 0), backend=backend)
-    assert given.to_dict(per_dimension=True) == plain.to_dict(per_dimension=True)
-    assert given.prior_var is None
+    given, one = scale_of(scale, logvar), 1 if scale in ("std", "var") else 0
+    tensors = torch.zeros(22, device=device), torch.full((22,), float(one), device=device)
+    plain = vaekl.diagnose(mu, given, scale=scale, backend=backend)
+    accumulator = vaekl.DiagnosticsAccumulator(backend=backend).update(mu, logvar)
+    for prior in (None, (0, one), tensors):
+        options = {"scale": scale, "prior": prior, "backend": backend}
+        report = vaekl.diagnose(mu, given, **options)
+        assert report.to_dict(per_dimension=True) == plain.to_dict(per_dimension=True)
+        assert report.prior_var is None
+        accumulator.merge(vaekl.DiagnosticsAccumulator(**options).update(mu, given))
+    assert accumulator.report().kl == pytest.approx(plain.kl, rel=1e-6)
+
+
+def test_a_prior_of_numbers_is_the_same_for_every_dtype(device):
+    mu, logvar = make_inputs((9, 22), device=device)
+    accumulator = vaekl.DiagnosticsAccumulator(prior=(0.1, torch.tensor(0.2, dtype=torch.float64)))
+    report = accumulator.update(mu, logvar).update(mu.double(), logvar.double()).report()
+    expected = torch.full((22,), math.exp(0.2), dtype=torch.float64)
+    torch.testing.assert_close(report.prior_var, expected, rtol=1e-15, atol=0)
 
 
 def test_counts_are_of_what_was_given(device):
@@ -390,6 +407,11 @@ def test_bad_input():
         diagnose(good, good, scale="sigma")
     with pytest.raises(ValueError, match=r"a prior without batch axes.* shapes \(4, 3\) and \(\)"):
         diagnose(good, good, prior=(good, 0.0))
+    for wrong in ((0.0, 0.0), (0.0, -1.0), (0.0, math.inf), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="prior must be finite"):
+            diagnose(good, good + 1, scale="std", prior=wrong)
+    with pytest.raises(TypeError, match=r"prior must be a pair \(mean, scale\) or None, got int"):
+        accumulator(prior=3)
     with pytest.raises(ValueError, match="the prior's mean"):
         diagnose(good, good, prior=(good[0, :2], 0.0))
     one = torch.zeros(3)

@@ -147,6 +147,11 @@ def test_numbers_have_the_digits_of_the_call(backend, device):
     for mean in (0.1, torch.tensor(0.1, dtype=torch.float64)):
         kl = vaekl.kl_loss(mu, logvar, prior=(mean, 0.0), backend=backend)
         assert abs(float(kl) / 0.005 - 1) < 1e-13
+    wide = torch.tensor(0.1, dtype=torch.float64)
+    for batch_dims in (1, 2):  # an event without axes among them
+        options = {"prior": (wide, wide), "batch_dims": batch_dims, "reduction": "none"}
+        found = vaekl.kl_loss(*torch.zeros(2, *[3] * batch_dims, device=device), **options)
+        assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("layout", ["halves", "transposed", "channels_last", "expanded", "steps"])

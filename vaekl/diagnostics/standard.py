@@ -31,7 +31,9 @@ def prior_of(given: Given, scale: str, mu: Tensor, logvar: Tensor, batch_dims: i
         if scale == "logvar":
             return None
         given = 0.0, 0.0 if FORMS[scale].direct is None else 1.0
-    kind, mean, of_prior = _validate.prior(given, mu, (logvar,), batch_dims, None)
+    # In float64, as all here: numbers would have the digits of the call.
+    wide = torch.empty(1, dtype=torch.float64, device="meta")
+    kind, mean, of_prior = _validate.prior(given, mu, (logvar, wide), batch_dims, None)
     if kind != "event":
         shapes = " and ".join(str(tuple(getattr(value, "shape", ()))) for value in given)
         raise ValueError(
@@ -54,12 +56,18 @@ def collect_to(
     else:  # of a quotient, which has no logarithm where the prior has none
         r = torch.log1p(distance / torch.where(of_prior < 0.0, torch.nan, of_prior))
         r = 2.0 * r if scale == "std" else r
+    gaussian = Gaussian(mean.flatten().cpu(), form.logvar(of_prior).flatten().cpu())
+    if not all(bool(t.isfinite().all()) for t in gaussian):
+        raise ValueError("prior must be finite, of a scale that has a finite logarithm")
+    is_standard = not any(bool(t.any()) for t in gaussian)
     far = (mu.double() - mean) * form.root(of_prior)
     found = collect(far, r, batch_dims, backend)
-    gaussian = Gaussian(mean.flatten().cpu(), form.logvar(of_prior).flatten().cpu())
     of_mu, of_logvar, outside = _counts(mu, form.logvar(given), batch_dims)
     return found._replace(
-        nonfinite_mu=of_mu, nonfinite_logvar=of_logvar, logvar_outside=outside, prior=gaussian
+        nonfinite_mu=of_mu,
+        nonfinite_logvar=of_logvar,
+        logvar_outside=outside,
+        prior=None if is_standard else gaussian,
     )
 
 

@@ -25,7 +25,8 @@ class Normal(TorchNormal):
     one and torch's own, is one launch that is exact where one is close to the other:
     :math:`\frac12 (((\mu - \mu') / \sigma')^2 + u^2 + 2 (u - \ln(1 + u)))` with
     :math:`u = (\sigma - \sigma') / \sigma'`. So is that of ``Independent`` of either, the sum
-    included. KLs are in nats, float32 for half precision, else of the inputs' dtype.
+    included. KLs are in nats, float32 for half precision, else of the inputs' dtype. (So vaekl
+    registers a function for pairs of ``Independent``: it hands on to torch's what is not its own.)
 
     ```python
     posterior = Independent(vaekl.distributions.Normal(mu, std), 1)
@@ -68,7 +69,7 @@ class Normal(TorchNormal):
             TypeError, ValueError: A generator of another device, a seed that is no int64.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        loc, scale = self.loc.expand(shape), self.scale.expand(shape)
+        loc, scale = (_floating(t).expand(shape) for t in (self.loc, self.scale))
         return functional.reparameterize(loc, scale, scale="std", generator=generator, seed=seed)
 
     def rsample_and_kl(
@@ -105,7 +106,8 @@ class Normal(TorchNormal):
                 f"prior has {summed} event axes; batch_shape is {tuple(self.batch_shape)}"
             )
         z, kl, _ = functional.reparameterize_kl(
-            self.loc, self.scale, scale="std", prior=(base.loc, base.scale), reduction="none",
+            _floating(self.loc), _floating(self.scale), scale="std",
+            prior=(_floating(base.loc), _floating(base.scale)), reduction="none",
             kl_of_mean=False, batch_dims=kept, generator=generator, seed=seed,
         )  # fmt: skip
         return z, given(kl)
@@ -129,10 +131,19 @@ def _kl(p: TorchNormal, q: TorchNormal, summed: int = 0) -> Tensor:
             "p and q must have batch shapes that broadcast, got "
             f"{tuple(p.batch_shape)} and {tuple(q.batch_shape)}"
         ) from None
+    mu, std, mean, of_prior = map(_floating, (p.loc, p.scale, q.loc, q.scale))
+    if mu.dim() == 0 < mean.dim():  # numbers are where the others are, of their dtype
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        mu, std = mu.to(mean.device, dtype), std.to(mean.device, dtype)
     return functional.kl_loss(
-        p.loc.expand(shape), p.scale.expand(shape), scale="std", prior=(q.loc, q.scale),
+        mu.expand(shape), std.expand(shape), scale="std", prior=(mean, of_prior),
         reduction="none", batch_dims=len(shape) - summed,
     )  # fmt: skip
+
+
+def _floating(values: Tensor) -> Tensor:
+    """Torch's takes integers, too."""
+    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 
 def _kl_of_independent(p: Any, q: Any) -> Tensor:
@@ -145,7 +156,7 @@ def _kl_of_independent(p: Any, q: Any) -> Tensor:
     return found
 
 
-for kinds in product((Normal, TorchNormal), repeat=2):
-    if Normal in kinds:
-        register_kl(*kinds)(_kl)
+for _pair in product((Normal, TorchNormal), repeat=2):
+    if Normal in _pair:
+        register_kl(*_pair)(_kl)
 register_kl(Independent, Independent)(_kl_of_independent)
