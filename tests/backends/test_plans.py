@@ -88,20 +88,20 @@ def fuzz(target, count):
         noise = {"eps": tensor(mu.shape, dtype)} if rng.random() < 0.3 else {}
         if not noise:
             noise = {"seed": rng.choice([0, 1, 16, 2**40, -5])}
+        kl_of_mean, prior = rng.random() < 0.7, []
+        if rng.random() < 0.4:
+            shape = mu.shape[1:] if kl_of_mean or rng.random() < 0.5 else mu.shape
+            prior = [tensor(shape, dtype).detach().requires_grad_() for _ in range(2)]
+            options["prior"] = tuple(prior)
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, moved)
+        options["reduction"] = rng.choice(["none", "batchmean", "per_dim"])
         with hooks if rng.random() < 0.3 else contextlib.nullcontext():
-            out = function(
-                *inputs,
-                reduction=rng.choice(["none", "batchmean", "per_dim"]),
-                kl_of_mean=rng.random() < 0.7,
-                backend="triton",
-                **noise,
-                **options,
-            )
-        outputs = [o for o in out if o is not None]
-        used = rng.sample(outputs, rng.randrange(1, len(outputs) + 1))
-        upstream = [tensor(o.shape, o.dtype) for o in used]
-        torch.autograd.grad(used, inputs, upstream, allow_unused=True)
+            for _ in range(2):  # the second finds what the first has left
+                out = function(*inputs, kl_of_mean=kl_of_mean, backend="triton", **noise, **options)
+                outputs = [o for o in out if o is not None]
+                used = rng.sample(outputs, rng.randrange(1, len(outputs) + 1))
+                upstream = [tensor(o.shape, o.dtype) for o in used]
+                torch.autograd.grad(used, (*inputs, *prior), upstream, allow_unused=True)
     return counts
 
 
