@@ -66,7 +66,7 @@ def _keep(
     of_first, of_second, of_eps, of_prior_mean, of_prior_scale = needs
     if (
         storage[2] is not None
-        or spec.prior is not None
+        or (spec.prior is not None and not (of_prior_mean and of_prior_scale))
         or not of_first
         or not (of_second or storage[1] is None)
     ):
