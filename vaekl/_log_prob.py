@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -78,15 +78,13 @@ def reparameterize_log_prob(
     dtype = compute_dtype(mu, given, noise, *(pair or ()))
     m, s = mu.to(dtype), given.to(dtype)
     source = Source(generator, seed)
-    if noise is None:
-        noise = _drawn(m, source, batch_dims, backend)
+    if noise is None:  # that of N(0, 1)
+        zero = m.new_zeros(()).expand(m.shape)
+        noise = _sample(Operands(zero, zero), source, batch_dims, "logvar", None, backend)
     elif generator is not None or seed is not None:
         _validate.noise(mu, noise, generator, seed)
     noise = noise.to(dtype)
-    x: Any = Operands(m, s, noise)
-    z = functional.compute(x, Source(), Terms(True), batch_dims, form, bounds, backend)[0]
-    if z is None:
-        raise RuntimeError("a result that was asked for is missing")
+    z = _sample(Operands(m, s, noise), Source(), batch_dims, form, bounds, backend)
     axes = tuple(range(batch_dims, mu.dim()))
     log_q = _log_q(z, s, noise, form, bounds, path_derivative)
     if pair is None:
@@ -99,20 +97,17 @@ def reparameterize_log_prob(
     return ReparamLogProb(z.to(z_dtype), *both)
 
 
-def _drawn(like: Tensor, source: Source, batch_dims: int, backend: str) -> Tensor:
-    """The noise that a sample would have: the sample of N(0, 1)."""
-    zero = like.new_zeros(()).expand(like.shape)
-    given: Any = Operands(zero, zero)
-    eps = functional.compute(given, source, Terms(True), batch_dims, "logvar", None, backend)[0]
-    if eps is None:
-        raise RuntimeError("a result that was asked for is missing")
-    return eps
+def _sample(
+    x: Operands, source: Source, batch_dims: int, form: str, bounds: Bounds, backend: str
+) -> Tensor:
+    terms = Terms(sample=True)
+    return cast(Tensor, functional.compute(x, source, terms, batch_dims, form, bounds, backend)[0])
 
 
 def _log_q(
     z: Tensor, scale: Tensor, eps: Tensor, form: str, bounds: Bounds, path_derivative: bool
 ) -> Tensor:
-    """-2 log q of each element, less what sums to its gradient along the path."""
+    """-2 log q of each element; with path_derivative its gradient goes through z alone."""
     logvar = clamped_logvar(form, scale, bounds)
     if not path_derivative:
         return logvar + LN_2_PI + eps.square()
