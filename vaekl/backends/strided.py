@@ -182,13 +182,10 @@ class GradientMemory:
             allocator(x.mu if like_mu else t, t.dtype) if need and t is not None else None
             for t, need in zip(x, needs)
         )
-        self.prior_like_mu = like_mu
+        self.prior_like_mu = like_mu and spec.prior != "event"
         if spec.prior == "event":  # sums, in the order of their elements
-            self.prior_like_mu, format = False, torch.contiguous_format
-            self.of_prior = [
-                partial(torch.empty_like, memory_format=format) if need else None
-                for need in needs[3:]
-            ]
+            new = partial(torch.empty_like, memory_format=torch.contiguous_format)
+            self.of_prior = [new if need else None for need in needs[3:]]
 
     def __call__(self, x: Operands, into: Into | None) -> Gradients:
         """Those of mu and scale are `into`, where the caller has allocated them."""
