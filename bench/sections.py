@@ -33,7 +33,8 @@ def benchmarks(results: dict[str, Any]) -> str:
     if "host" in results:
         parts.append(host(results["host"]))
     parts += map(training, trainings(results))
-    parts += [priors(results[name]) for name in ("priors-gpu", "priors") if name in results]
+    if "priors" in results:
+        parts.append(priors(results["priors"]))
     if "imports" in results:
         parts.append(imports(results["imports"]))
     if "codegen" in results:
@@ -73,8 +74,7 @@ def priors(data: dict[str, Any]) -> str:
         ]
         shape = "x".join(map(str, row["shape"]))
         lines.append([shape, figure(seconds[names[0]] * 1e3), *cells])
-    heading = "A prior" + (" on a GPU" if is_gpu(data) else "")
-    return section(heading, text, markdown(["shape", *names], lines))
+    return section("A prior", text, markdown(["shape", *names], lines))
 
 
 def imports(data: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 OTHERS = (
     "host", "imports", "codegen", "cpu-detail", "model",
     "peers", "peers-gpu", "training", "training-gpu", "numerics",
-    "priors", "priors-gpu",
+    "priors",
 )  # fmt: skip
 MODE = "forward+backward"
 #: Rows and columns of README's table: a small batch, a large one, latents of images.
