@@ -27,6 +27,8 @@ class Normal(TorchNormal):
     :math:`u = (\sigma - \sigma') / \sigma'`. So is that of ``Independent`` of either, the sum
     included. KLs are in nats, float32 for half precision, else of the inputs' dtype. (So vaekl
     registers a function for pairs of ``Independent``: it hands on to torch's what is not its own.)
+    As of torch's own, a first ``kl_divergence`` of two bare Normals does not compile into one
+    graph.
 
     ```python
     posterior = Independent(vaekl.distributions.Normal(mu, std), 1)
