@@ -46,6 +46,7 @@ class Variant(NamedTuple):
     clamp: bool = False
     scale: str = "logvar"
     prior: str | None = None  # "sample", "event"
+    samples: str | None = None  # what rows draw: "ids", "keys"
     layout: str = "contiguous"  # "channels_last", "unaligned", "wide"
     upstream: tuple[bool, bool, bool] = (True, True, True)
     needs: tuple[bool, bool] = (True, True)
@@ -56,6 +57,7 @@ class Variant(NamedTuple):
         flags = [name for name in ("given", "clamp") if getattr(self, name)]
         flags += [f"scale={self.scale}"] if self.scale != "logvar" else []
         flags += [f"prior={self.prior}"] if self.prior else []
+        flags += [f"samples={self.samples}"] if self.samples else []
         flags += [self.layout] if self.layout != "contiguous" else []
         outputs = [f"kl={self.reduction}"] if self.reduction else []
         outputs += [f"of_mean={self.mean_over}"] if self.mean_over else []
@@ -103,6 +105,8 @@ def subset() -> list[AnyVariant]:
         Variant("bf16", reduction="per_dim"),
         Variant("fp32", "d20", reduction="per_dim", mean_over=None, prior="event"),
         Variant("fp32", "d20", scale="std", prior="event"),
+        Variant("fp32", mean_over=None, samples="ids"),
+        Variant("bf16", "d20", "none", None, samples="keys"),
         Variant("fp64"),
         Variant("fp32", given=True),
         Variant("fp16", sample=False, reduction="none", mean_over=None),
@@ -147,6 +151,8 @@ def matrix() -> list[AnyVariant]:
             mean_over = "batch" if prior == "event" else None
             chosen[Variant(dtype, mean_over=mean_over, scale=scale, prior=prior)] = None
         chosen[Variant(dtype, "one", prior="event")] = None
+        for shape, samples in (("one", "ids"), ("many", "keys"), ("cols", "ids")):
+            chosen[Variant(dtype, shape, samples=samples)] = None
         chosen[Variant(dtype, "rows", "none", "all", prior="event")] = None
         chosen[Variant(dtype, prior="event", clamp=True, layout="channels_last")] = None
         for layout in ("channels_last", "unaligned", "wide"):
@@ -208,12 +214,19 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
 def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor) -> None:
     form = variant.scale, (-30.0, 20.0) if variant.clamp else None
     terms = variant.sample, variant.reduction, variant.mean_over
-    spec = Spec(*terms, 1, *form, "triton", variant.given, prior=variant.prior)
+    spec = Spec(
+        *terms, 1, *form, "triton", variant.given, prior=variant.prior, samples=variant.samples
+    )
     x = Operands(mu, logvar, eps if variant.given else None)
     if variant.prior is not None:
         of_prior = mu[0] if variant.prior == "event" else mu
         x = x._replace(prior_mean=of_prior, prior_scale=of_prior)
-    (z, kl, kl_of_mean), saved = _plans.forward(spec, x, Source(seed=1))
+    source = Source(seed=1)
+    if variant.samples is not None:
+        ids = torch.arange(mu.shape[0])
+        samples = ids if variant.samples == "ids" else torch.stack([ids, ids], 1)
+        source = Source(None, 1, samples, variant.samples)
+    (z, kl, kl_of_mean), saved = _plans.forward(spec, x, source)
     upstream = Outputs(*(
         gradient if used and output is not None else None
         for output, gradient, used in zip((z, kl, kl_of_mean), (dz, kl, kl_of_mean),

@@ -26,7 +26,7 @@ import triton.language as tl
 from .finish import add_ranges, store_event_sums
 from .forms import inside, reciprocal
 from .gaussian import divide, expm1
-from .philox import normal_tile
+from .philox import noise_of_rows, normal_tile
 from .prior import from_prior, prior_columns, prior_tile
 from .reduction import GROUP, column_sums
 from .tile import (
@@ -71,6 +71,7 @@ def backward_kernel(
     p_dkl_of_mean,  # [], or None
     p_key,  # int64[2]: the noise key that forward used
     p_means,  # [2, D] for "batch", [2] for "all"
+    p_samples,  # what philox.noise_of_rows says, or None
     p_dmu,  # [B, D], or None: not wanted
     p_dscale,  # [B, D], or None
     p_deps,  # [B, D], or None
@@ -111,6 +112,7 @@ def backward_kernel(
     OF_LOGVAR: tl.constexpr,
     CLAMP: tl.constexpr,  # logvar is bounded
     SHARED: tl.constexpr,  # the prior is all samples'
+    KEYED: tl.constexpr,  # p_samples are keys
     SPLIT_ROWS: tl.constexpr,  # its gradients are wanted, and there are several row ranges
     EVENT_COLS: tl.constexpr,  # that hold an event, of samples beside each other; else 0
     SPLIT_EVENT: tl.constexpr,
@@ -241,9 +243,13 @@ def backward_kernel(
             b_dscale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
             if p_dz is not None:
                 if DRAW:
-                    b_eps = normal_tile(
-                        seed, offset, o_row, col, width, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
+                    b_seed, b_offset, o_sample = noise_of_rows(
+                        p_samples, seed, offset, o_row, m_row, KEYED
                     )
+                    b_eps = normal_tile(
+                        b_seed, b_offset, o_sample, col, width,
+                        CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS,
+                    )  # fmt: skip
                 else:
                     o_eps = offsets(
                         o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT

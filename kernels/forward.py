@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from .finish import ROW_BLOCK, add_ranges, column_count, column_kls, event_means, finish
-from .philox import normal_tile
+from .philox import noise_of_rows, normal_tile
 from .prior import prior_columns, prior_tile
 from .reduction import GROUP, arrive, column_sums, row_sums
 from .tile import columns, event_columns, fit, offsets, program, rows_of_columns, strides
@@ -55,6 +55,7 @@ def forward_kernel(
     p_means,  # [2, D] for "batch", [2] for "all": batch means of mu and logvar, for backward
     p_key,  # int64[2]: the noise key used, for backward; None where nothing is drawn
     p_device_key,  # int64[2]: the noise key, read if key_on_device; else any pointer
+    p_samples,  # what philox.noise_of_rows says, or None
     p_scratch,  # of DTYPE, laid out as Scratch says; None where one program does it all
     p_counters,  # int32[counter_count], zero between launches
     seed: tl.int64,
@@ -91,6 +92,7 @@ def forward_kernel(
     TERMS: tl.constexpr,
     CLAMP: tl.constexpr,  # logvar is bounded
     SHARED: tl.constexpr,  # the prior is all samples'
+    KEYED: tl.constexpr,  # p_samples are keys
     EVENT_COLS: tl.constexpr,  # that hold an event, of samples beside each other; else 0
     SPLIT_EVENT: tl.constexpr,
     UNIT: tl.constexpr,  # columns
@@ -195,9 +197,13 @@ def forward_kernel(
                     )
                     b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
                 else:
-                    b_eps = normal_tile(
-                        seed, offset, o_row, col, width, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS
+                    b_seed, b_offset, o_sample = noise_of_rows(
+                        p_samples, seed, offset, o_row, m_row, KEYED
                     )
+                    b_eps = normal_tile(
+                        b_seed, b_offset, o_sample, col, width,
+                        CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS,
+                    )  # fmt: skip
                 o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT, UNIT)
                 tl.store(p_z + o_z, fit(b_mu + b_std * b_eps, p_z), m_tile)
 

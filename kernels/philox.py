@@ -110,17 +110,36 @@ def normal4(seed, offset, b_group, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def noise_of_rows(p_samples, seed, offset, o_row, m_row, KEYED: tl.constexpr):
+    """(seed, offset, sample) that each row draws from: the key and the row itself, or what
+    p_samples says, int64: its sample's id [B], or if KEYED a key [B, 2] of which it is sample 0.
+    """
+    if p_samples is None:
+        b_seed, b_offset, o_sample = seed, offset, o_row
+    elif KEYED:
+        p_row = p_samples + 2 * o_row.to(tl.int64)
+        b_seed = tl.load(p_row, m_row, 0)[:, None]
+        b_offset = tl.load(p_row + 1, m_row, 0)[:, None]
+        o_sample = tl.zeros_like(o_row)
+    else:
+        b_seed, b_offset = seed, offset
+        o_sample = tl.load(p_samples + o_row, m_row, 0)
+    return b_seed, b_offset, o_sample
+
+
+@triton.jit
 def normal_tile(
-    seed, offset, o_row, col, D,
+    seed, offset, o_sample, col, D,
     CHANNELS: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """eps of rows o_row and columns col .. col + COLS (col a multiple of 4): [ROWS, COLS].
+    """eps of samples o_sample and columns col .. col + COLS (col a multiple of 4): [ROWS, COLS].
 
-    Of CHANNELS, columns are so many groups beside each other; col is a multiple of 4 CHANNELS.
+    seed and offset are one for all, or [ROWS, 1]. Of CHANNELS, columns are so many groups beside
+    each other; col is a multiple of 4 CHANNELS.
     """
     groups = (D + 3) // 4
     o_group = places(col // 4 + tl.arange(0, COLS // 4), groups, CHANNELS)
-    b_group = o_row[:, None] * groups + o_group[None, :]
+    b_group = o_sample[:, None] * groups + o_group[None, :]
     b_n0, b_n1, b_n2, b_n3 = normal4(seed, offset, b_group, DTYPE)
     b_lanes = tl.join(tl.join(b_n0, b_n2), tl.join(b_n1, b_n3))
     if CHANNELS > 1:

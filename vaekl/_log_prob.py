@@ -34,6 +34,7 @@ def reparameterize_log_prob(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    sample_ids: Tensor | None = None,
     scale: str = "logvar",
     prior: Prior = None,
     clamp: Clamp = None,
@@ -50,8 +51,8 @@ def reparameterize_log_prob(
     bound (Burda, Grosse & Salakhutdinov 2016). Beside z's launch these are plain torch operations.
 
     Args:
-        mu, logvar, batch_dims, eps, generator, seed, scale, prior, clamp, backend: As in
-            :func:`vaekl.reparameterize_kl`; z is what that gives for the same noise.
+        mu, logvar, batch_dims, eps, generator, seed, sample_ids, scale, prior, clamp, backend: As
+            in :func:`vaekl.reparameterize_kl`; z is what that gives for the same noise.
         path_derivative: Whether the gradient of log_q holds the parameters of q and goes through z
             alone, as Roeder, Wu & Duvenaud (2017) propose: its variance is 0 where q is the true
             posterior. The values are the same.
@@ -77,12 +78,12 @@ def reparameterize_log_prob(
     z_dtype = of_scalars or sample_dtype(mu, given, noise)
     dtype = compute_dtype(mu, given, noise, *(pair or ()))
     m, s = mu.to(dtype), given.to(dtype)
-    source = Source(generator, seed)
+    source = functional.checked(
+        mu, noise, functional.source_of(generator, seed, sample_ids), batch_dims
+    )
     if noise is None:  # that of N(0, 1)
         zero = m.new_zeros(()).expand(m.shape)
         noise = _sample(Operands(zero, zero), source, batch_dims, "logvar", None, backend)
-    elif generator is not None or seed is not None:
-        _validate.noise(mu, noise, generator, seed)
     noise = noise.to(dtype)
     z = _sample(Operands(m, s, noise), Source(), batch_dims, form, bounds, backend)
     axes = tuple(range(batch_dims, mu.dim()))

@@ -65,7 +65,9 @@ def _reserve(generator: torch.Generator) -> tuple[int, int]:
 
 def draw_key(device: torch.device, source: Source) -> Key:
     """On the host, or on the device while a CUDA graph is captured."""
-    generator, seed = source
+    generator, seed, _, kind = source
+    if kind == "keys":  # read by row
+        return Key(0, 0)
     if seed is not None:
         return Key(seed, SEED_OFFSET)
     if device != _CPU and device.type == "cuda":  # to ask for a type takes longer
@@ -99,23 +101,36 @@ def _xor(a: Tensor, b: Tensor | int) -> Tensor:
 
 
 def philox_normal(
-    key: Key, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    key: Key,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    samples: Tensor | None = None,
+    kind: str | None = None,
 ) -> Tensor:
-    """eps [B, D], of this shape: the noise contract in torch integer arithmetic.
+    """eps [B, D], of this shape: the noise contract in torch integer arithmetic. samples, kind: of
+    the Source.
 
     Where a device lacks float64 it is drawn on the CPU: with float32 alone its digits differ.
     """
     if not has_float64(device):
         if key.on_device is not None:
             key = key._replace(on_device=key.on_device.cpu())
-        return philox_normal(key, shape, dtype, torch.device("cpu")).to(device)
+        samples = None if samples is None else samples.cpu()
+        return philox_normal(key, shape, dtype, torch.device("cpu"), samples, kind).to(device)
     batch, event = shape
     seed: int | Tensor = key.seed
     offset: int | Tensor = key.offset
     if key.on_device is not None:
         seed, offset = key.on_device[0], key.on_device[1]
     groups = (event + 3) // 4
-    group = torch.arange(batch * groups, device=device)
+    if samples is None:
+        group = torch.arange(batch * groups, device=device)
+    elif kind == "ids":
+        group = samples.reshape(-1, 1) * groups + torch.arange(groups, device=device)
+    else:
+        group = torch.arange(groups, device=device).expand(batch, groups)
+        seed, offset = samples[:, :1], samples[:, 1:]
     zero = torch.zeros_like(group)
     counter = offset >> 2 & (1 << 62) - 1  # a logical shift
     c = [

@@ -77,7 +77,8 @@ def call_forward(spec: Spec, storage: Storage, source: Source) -> tuple[Outputs,
     """By the operator."""
     first, *others = storage
     given = [t for t in others if t is not None]
-    results = torch.ops.vaekl.reparameterize_kl(first, given, *source, to_text(spec))
+    given_source = source.generator, source.seed, source.samples
+    results = torch.ops.vaekl.reparameterize_kl(first, given, *given_source, to_text(spec))
     return named(spec, results)
 
 
@@ -123,6 +124,15 @@ def _checked(spec: Spec, tensors: list[Tensor]) -> Operands:
     return x
 
 
+def _check_samples(spec: Spec, mu: Tensor, samples: Tensor | None) -> None:
+    """They are as many as the kernels read."""
+    batch, _ = sizes(mu.shape, spec.batch_dims)
+    count = {"ids": batch, "keys": 2 * batch, None: 0}[spec.samples]
+    found = "None" if samples is None else f"{samples.numel()} of {samples.dtype}"
+    if found != ("None" if spec.samples is None else f"{count} of torch.int64"):
+        raise ValueError(f"samples must be {count} of torch.int64 for this spec, got {found}")
+
+
 def _check_backward(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> None:
     """Kernels read as much of these as the shape of mu says."""
     if all(gradient is None for gradient in upstream):
@@ -137,6 +147,8 @@ def _check_backward(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) ->
             )
     counts = {"key": 2, "means": 2 * event if spec.mean_over == "batch" else 2}
     counts["noise"] = batch * event
+    if _wanted(spec)[3]:  # a key
+        _check_samples(spec, x.mu, saved.samples)
     for (name, tensor), is_there in zip(saved._asdict().items(), _wanted(spec)[3:]):
         if is_there and (tensor is None or tensor.numel() != counts[name]):
             found = "None" if tensor is None else f"shape {tuple(tensor.shape)}"
@@ -148,12 +160,14 @@ def _forward_operator(
     others: list[Tensor],
     generator: torch.Generator | None,
     seed: int | None,
+    samples: Tensor | None,
     text: str,
 ) -> list[Tensor]:
     spec = from_text(text)
     x = _checked(spec, [first, *others])
-    results = _plans.forward(spec, x, Source(generator, seed))
-    return [t for part in results for t in part if t is not None]
+    _check_samples(spec, x.mu, samples)
+    outputs, saved = _plans.forward(spec, x, Source(generator, seed, samples, spec.samples))
+    return [t for t in (*outputs, *saved[:3]) if t is not None]
 
 
 def _forward_fake(
@@ -161,6 +175,7 @@ def _forward_fake(
     others: list[Tensor],
     generator: torch.Generator | None,
     seed: int | None,
+    samples: Tensor | None,
     text: str,
 ) -> list[Tensor]:
     spec = from_text(text)
@@ -226,7 +241,8 @@ def _returned(spec: Spec, upstream: Outputs, needs: Sequence[bool]) -> list[bool
 # device whose generator's state it has to keep.
 _registry.define(
     "reparameterize_kl",
-    "(Tensor first, Tensor[] others, Generator? generator, SymInt? seed, str spec) -> Tensor[]",
+    "(Tensor first, Tensor[] others, Generator? generator, SymInt? seed, Tensor? samples, str spec)"
+    " -> Tensor[]",
     (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
     _forward_operator,
     _forward_fake,

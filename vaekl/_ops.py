@@ -71,6 +71,8 @@ def _keep(
         or not (of_second or storage[1] is None)
     ):
         storage = _kept(spec, storage, needs)
+    if saved.samples is not None:
+        saved = saved._replace(samples=_readable(saved.samples))
     ctx.save_for_backward(*storage, *saved)
     if of_first or of_second:
         return []
@@ -111,8 +113,8 @@ def _gradients(ctx: Any, upstream: Outputs, needs: Needs) -> OfStorage:
     dz, dkl, dkl_of_mean = upstream
     if dz is None and dkl is None and dkl_of_mean is None:
         return None, None, None, None, None
-    first, second, eps, prior_mean, prior_scale, key, means, noise = ctx.saved_tensors
-    spec, saved = ctx.spec, Saved(key, means, noise)
+    first, second, eps, prior_mean, prior_scale, *results = ctx.saved_tensors
+    spec, saved = ctx.spec, Saved(*results)
     storage: Storage = (first, second, eps, prior_mean, prior_scale)
     road: _roads.Road = "composed"  # for create_graph: formulas that torch can see into
     if not torch.is_grad_enabled():
@@ -141,7 +143,7 @@ def drawn_noise(spec: Spec, x: Operands, saved: Saved) -> Tensor | None:
         return saved.noise
     key = Key(0, 0, saved.key)
     shape = sizes(x.mu.shape, spec.batch_dims)
-    return philox_normal(key, shape, compute_dtype(*x), x.mu.device)
+    return philox_normal(key, shape, compute_dtype(*x), x.mu.device, saved.samples, spec.samples)
 
 
 class ReparameterizeKLFunction(torch.autograd.Function):
@@ -172,13 +174,14 @@ _apply: Callable[..., Results] = super(torch.autograd.Function, ReparameterizeKL
 
 
 def _operator_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    first, others, _, _, text = inputs
+    first, others, _, _, samples, text = inputs
     spec, tensors = from_text(text), [first, *others]
     needs = stored(spec, ctx.needs_input_grad[: len(tensors)])
-    results = named(spec, output)
+    outputs, saved = named(spec, output)
+    results = outputs, saved._replace(samples=None if saved.key is None else samples)
     given = Needs(*(bool(need) for need in needs))
     constants = _keep(ctx, spec, stored(spec, tensors), results, given)
-    ctx.mark_non_differentiable(*constants, *(t for t in results[1] if t is not None))
+    ctx.mark_non_differentiable(*constants, *(t for t in saved if t is not None))
 
 
 def _operator_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
@@ -187,7 +190,7 @@ def _operator_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ..
     needs = stored(ctx.spec, [of_first, *of_others])
     first, *others = _gradients(ctx, found, Needs(*(bool(need) for need in needs)))
     there = stored(ctx.spec, [True] * (1 + len(of_others)))[1:]
-    return first, [t for t, is_there in zip(others, there) if is_there], None, None, None
+    return first, [t for t, is_there in zip(others, there) if is_there], None, None, None, None
 
 
 _registry.differentiate("reparameterize_kl", _operator_backward, _operator_context)

@@ -76,6 +76,8 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
         ImportError: The backend's library is not there.
     """
     mu, scale, eps, prior_mean, prior_scale = x
+    if source.samples is not None and not source.samples.is_contiguous():
+        source = source._replace(samples=source.samples.contiguous())
     is_sized = backends.registry[spec.backend].is_sized or mu.numel() == 0
     kind: Any = (
         spec, _signature(mu, is_sized), _signature(scale, is_sized),
@@ -87,7 +89,10 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
     if plan is None:
         plan = _plan_forward(spec, x)
         remember(_forward, kind, plan)
-    return plan(x, source)
+    if source.samples is None:
+        return plan(x, source)
+    outputs, saved = plan(x, source)
+    return outputs, saved if saved.key is None else saved._replace(samples=source.samples)
 
 
 def _plan_forward(spec: Spec, x: Operands) -> Forward:
@@ -141,9 +146,11 @@ def backward(
     if plan is None:
         plan = _plan_backward(spec, x, upstream, needs, into)
         remember(_backward, kind, plan)
-    key, means, _ = saved
-    if (key is not None and not key.is_contiguous()) or (
-        means is not None and not means.is_contiguous()
+    key, means, _, samples = saved
+    if (
+        (key is not None and not key.is_contiguous())
+        or (means is not None and not means.is_contiguous())
+        or (samples is not None and not samples.is_contiguous())
     ):  # by torch's saved-tensor hooks they may have become anything
         saved = Saved(*(None if t is None else t.contiguous() for t in saved))
     return plan(x, saved, upstream, into)

@@ -63,6 +63,7 @@ class Saved(NamedTuple):
     key: Tensor | None = None  # of the noise that was drawn, int64[2]: (seed, offset)
     means: Tensor | None = None  # of mu and logvar, [2, D] or, over all elements, [2]
     noise: Tensor | None = None  # [B, D], of a backend that keeps it in place of a key
+    samples: Tensor | None = None  # of the Source, by reference
 
 
 class Source(NamedTuple):
@@ -70,6 +71,8 @@ class Source(NamedTuple):
 
     generator: torch.Generator | None = None
     seed: int | None = None
+    samples: Tensor | None = None  # which each row draws, int64: "ids" [*batch], or "keys" [B, 2]
+    kind: str | None = None  # of samples
 
 
 class Key(NamedTuple):
@@ -101,20 +104,21 @@ class Spec(NamedTuple):
     has_eps: bool = False
     packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
     prior: str | None = None  # N(0, I), or one for each "sample", or one "event" for all of them
+    samples: str | None = None  # what the Source has of them: "ids", "keys"
 
 
 def to_text(spec: Spec) -> str:
     """What ``from_text`` makes the same Spec of. (Plain formatting: torch.compile traces it.)"""
-    sample, reduction, mean_over, batch_dims, form, clamp, backend, has_eps, packed, prior = spec
+    sample, reduction, mean_over, batch_dims, form, clamp, backend, has_eps, packed, *rest = spec
     lo, hi = (None, None) if clamp is None else clamp
-    terms = f"{sample};{reduction};{mean_over}"
-    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed};{prior}"
+    terms, (prior, samples) = f"{sample};{reduction};{mean_over}", rest
+    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed};{prior};{samples}"
 
 
 @lru_cache(maxsize=1024)
 def from_text(text: str) -> Spec:
     """The Spec that an operator was given."""
-    sample, reduction, mean_over, batch_dims, form, lo, hi, backend, has_eps, packed, prior = (
+    sample, reduction, mean_over, batch_dims, form, lo, hi, backend, has_eps, packed, *rest = (
         None if word == "None" else word for word in text.split(";")
     )
     clamp = None if lo is None or hi is None else (float(lo), float(hi))
@@ -128,7 +132,7 @@ def from_text(text: str) -> Spec:
         str(backend),
         has_eps == "True",
         None if packed is None else int(packed),
-        prior,
+        *rest,
     )
 
 
@@ -216,6 +220,7 @@ class CallOptions(ModuleOptions, total=False):
     eps: Values | None
     generator: torch.Generator | None
     seed: int | None
+    sample_ids: Tensor | None
 
 
 if TYPE_CHECKING:

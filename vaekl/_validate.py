@@ -321,6 +321,24 @@ def noise(mu: Tensor, eps: Any, generator: Any, seed: Any) -> int | None:
     return number
 
 
+def sample_ids(ids: Any, seed: Any, mu: Tensor, batch_dims: int) -> None:
+    """One for each sample, of a seed's noise. (Their values are the device's to read.)"""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"sample_ids must be a torch.Tensor, got {type(ids).__name__}")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"sample_ids must have dtype torch.int64, got {ids.dtype}")
+    if seed is None:
+        raise ValueError("sample_ids says which samples' noise of a seed to draw: give seed, too")
+    shape = mu.shape[:batch_dims]
+    if not alike(ids.shape, shape):
+        raise ValueError(
+            f"sample_ids must have the batch shape {tuple(shape)}, of mu {tuple(mu.shape)} with "
+            f"batch_dims={batch_dims}; got {tuple(ids.shape)}"
+        )
+    if ids.device != mu.device:
+        raise ValueError(f"sample_ids must be on the device of mu, {mu.device}; got {ids.device}")
+
+
 def clamp_bounds(
     clamp: Any, inputs: Sequence[Tensor | None] | None = None
 ) -> tuple[float, float] | None:

@@ -57,6 +57,7 @@ def reparameterize_kl(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    sample_ids: Tensor | None = None,
     scale: str = "logvar",
     prior: Prior = None,
     clamp: Clamp = None,
@@ -92,6 +93,10 @@ def reparameterize_kl(
         generator: Source of the noise, on mu's device. Default: torch's own.
         seed: Noise of this seed, −2⁶³ ≤ seed < 2⁶⁴: a pure function of (seed, b, d), as
             docs/noise.md says; no generator is touched. At most one of eps, generator and seed.
+        sample_ids: With ``seed``: which sample's noise each row gets, int64 of shape
+            ``mu.shape[:batch_dims]``, such as indices of a data set: a shard, a shuffled batch or
+            a single sample draws what it would anywhere else. None: ``arange(B)``. Not negative,
+            and below 2⁶³ / ⌈D / 4⌉; neither is checked.
         scale: What the second argument is: ``"logvar"`` l; ``"log_std"`` s, l = 2 s; ``"std"`` s,
             l = 2 ln s; ``"var"`` v, l = ln v. Where s or v is 0 or less, the KLs are what torch
             makes of its logarithm, inf or NaN; z without clamp takes any s as it is. kl_of_mean is
@@ -119,7 +124,9 @@ def reparameterize_kl(
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
     terms = Terms(True, reduction, mean_over if kl_of_mean else None)
-    source = _of_torch if generator is None and seed is None else Source(generator, seed)
+    source = _of_torch
+    if generator is not None or seed is not None or sample_ids is not None:
+        source = source_of(generator, seed, sample_ids)
     given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
     results: Any = compute(given, source, terms, batch_dims, scale, clamp, backend, prior)
     return ReparamKL(*results)
@@ -152,6 +159,7 @@ def reparameterize_kl_moments(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    sample_ids: Tensor | None = None,
     scale: str = "logvar",
     prior: Prior = None,
     clamp: Clamp = None,
@@ -169,9 +177,9 @@ def reparameterize_kl_moments(
             float32 or float64.
         dim: The axis of moments that holds mu, then logvar; negative counts from the end.
         eps: As in :func:`reparameterize_kl`, of the shape of one half.
-        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, scale, prior, clamp, backend:
-            As in :func:`reparameterize_kl`; batch_dims counts axes of mu, which are those of
-            moments, and a prior broadcasts to one half.
+        reduction, kl_of_mean, mean_over, batch_dims, generator, seed, sample_ids, scale, prior,
+            clamp, backend: As in :func:`reparameterize_kl`; batch_dims counts axes of mu, which are
+            those of moments, and a prior broadcasts to one half.
 
     Returns:
         :class:`ReparamKL` (z, kl, kl_of_mean) as from :func:`reparameterize_kl`; z has the shape
@@ -186,7 +194,7 @@ def reparameterize_kl_moments(
     mean_over = _validate.choice("mean_over", mean_over, _validate.MEANS_OVER)
     kl_of_mean = _validate.flag("kl_of_mean", kl_of_mean)
     terms = Terms(True, reduction, mean_over if kl_of_mean else None)
-    given, source = Packed(moments, dim, eps), Source(generator, seed)
+    given, source = Packed(moments, dim, eps), source_of(generator, seed, sample_ids)
     results: Any = compute_moments(given, source, terms, batch_dims, scale, clamp, backend, prior)
     return ReparamKL(*results)
 
@@ -198,6 +206,7 @@ def reparameterize(
     eps: Values | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    sample_ids: Tensor | None = None,
     scale: str = "logvar",
     clamp: Clamp = None,
     backend: str = "auto",
@@ -209,7 +218,7 @@ def reparameterize(
     """
     batch_dims = min(1, mu.dim()) if isinstance(mu, Tensor) else None
     given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
-    source = Source(generator, seed)
+    source = source_of(generator, seed, sample_ids)
     z = compute(given, source, Terms(sample=True), batch_dims, scale, clamp, backend)[0]
     return cast(Tensor, z)
 
@@ -265,6 +274,11 @@ def kl_of_mean(
 _of_torch = Source()
 
 
+def source_of(generator: Any, seed: Any, sample_ids: Any) -> Source:
+    """As a caller gives it."""
+    return Source(generator, seed, sample_ids, None if sample_ids is None else "ids")
+
+
 class Packed(NamedTuple):
     """Parameters that are the halves of one tensor, and noise, as a caller gives them."""
 
@@ -301,7 +315,12 @@ def compute(
         logvar, eps, z_dtype = _validate.broadcast(mu, logvar, eps)
         given = Operands(mu, logvar, eps)
         road = _roads.road(mu, logvar, eps)
-    if prior is not None or road != "direct" or type(batch_dims) is not int:
+    if (
+        prior is not None
+        or source[2] is not None
+        or road != "direct"
+        or type(batch_dims) is not int
+    ):
         # Else once a kind, by _plans.
         batch_dims = _validate.batch_dims(batch_dims, mu)
     form = scale if scale == "logvar" else _validate.choice("scale", scale, _validate.SCALES)
@@ -313,16 +332,21 @@ def compute(
             kind, *pair = _validate.prior(prior, mu, (logvar, eps), batch_dims, terms.mean_over)
             given = Operands(mu, logvar, eps, *pair)
             road = _roads.road(*given)
-    if eps is not None or source[0] is not None or source[1] is not None:
-        source = _checked(mu, eps, source)
+    if eps is not None or any(part is not None for part in source):
+        source = checked(mu, eps, source, batch_dims)
+        if not terms.sample:
+            source = _of_torch
+        elif source.samples is not None:
+            road = _roads.road(*given, source.samples)
     bounds = None if clamp is None else _validate.clamp_bounds(clamp, given)
     known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
     sample, reduction, mean_over = terms
     has_eps = eps is not None
     spec = Spec(
-        sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps, None, kind
-    )
+        sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps, None, kind,
+        source.kind,
+    )  # fmt: skip
     results = _ops.run(road, spec, given, source)
     return results if z_dtype is None else _cast(results, z_dtype)
 
@@ -362,31 +386,34 @@ def compute_moments(
     half, eps, z_dtype, kind = moments, None, None, None
     of_prior: tuple[Tensor | None, ...] = (None, None)
     prior = None if prior is None or _validate.is_standard(prior, form) else prior
-    if packed.eps is not None or prior is not None:
+    if packed.eps is not None or prior is not None or source.kind == "ids":
         half, other = halves(moments, dim)
     if prior is not None:
         kind, *pair = _validate.prior(prior, half, (packed.eps,), batch_dims, terms.mean_over)
         of_prior = tuple(pair)
     if packed.eps is not None:
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
-    source = _checked(half, eps, source)
+    source = checked(half, eps, source, batch_dims)
     storage: Any = (moments, None, eps, *of_prior)
     bounds = _validate.clamp_bounds(clamp, storage)
-    road = _roads.road(*storage)
+    road = _roads.road(*storage, source.samples)
     backend = _validate.resolve_backend(backend, moments.device)
-    spec = Spec(*terms, batch_dims, form, bounds, backend, eps is not None, dim, kind)
+    has_eps = eps is not None
+    spec = Spec(*terms, batch_dims, form, bounds, backend, has_eps, dim, kind, source.kind)
     return _cast(_ops.run(road, spec, storage, source), z_dtype)
 
 
-def _checked(mu: Tensor, eps: Tensor | None, source: Source) -> Source:
+def checked(mu: Tensor, eps: Tensor | None, source: Source, batch_dims: int | None) -> Source:
     """The source, if it is one and fits mu; the seed as an int64."""
-    generator, given = source
+    generator, given, samples, kind = source
+    if kind == "ids":
+        _validate.sample_ids(samples, given, mu, _validate.batch_dims(batch_dims, mu))
     if type(given) is int and 0 <= given < 1 << 63 and eps is None and generator is None:
         return source  # as most are
     seed = _validate.noise(mu, eps, generator, given)
     if seed is None or (seed is given and seed < 1 << 63):
         return source
-    return Source(None, signed64(seed))
+    return Source(None, signed64(seed), samples, kind)
 
 
 def _cast(results: _ops.Results, z_dtype: torch.dtype | None) -> _ops.Results:

@@ -14,7 +14,6 @@ from ._spec import (
     Operands,
     Prior,
     ReparamKL,
-    Source,
     Terms,
     Values,
     sample_dtype,
@@ -108,6 +107,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         eps: Values | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        sample_ids: Tensor | None = None,
     ) -> ReparamKL[OfMean]:
         """(z, kl, kl_of_mean) of :func:`vaekl.reparameterize_kl`; TypeError, ValueError as there.
 
@@ -115,14 +115,14 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
         """
         if any(value is not None for value in unnamed):
             raise TypeError(
-                "forward() takes mu and logvar, and prior, eps, generator, seed by name only; got "
-                f"{2 + len(unnamed)} arguments without a name"
+                "forward() takes mu and logvar, and prior, eps, generator, seed, sample_ids by "
+                f"name only; got {2 + len(unnamed)} arguments without a name"
             )
         sample = self.training or self.sample_in_eval
         given: Any = Operands(mu, logvar, eps)  # type: ignore[arg-type]
         z, kl, of_mean = functional.compute(
             given,
-            Source(generator, seed),
+            functional.source_of(generator, seed, sample_ids),
             Terms(sample, self.reduction, self.mean_over if self.kl_of_mean else None),
             self.batch_dims,
             self.scale,
@@ -145,6 +145,7 @@ class ReparameterizeKL(torch.nn.Module, Generic[OfMean]):
             eps: Values | None = ...,
             generator: torch.Generator | None = ...,
             seed: int | None = ...,
+            sample_ids: Tensor | None = ...,
         ) -> ReparamKL[OfMean]: ...
 
     def extra_repr(self) -> str:

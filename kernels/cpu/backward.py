@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 from numba import njit
 
 from .forms import Terms, direct_terms, is_direct, logvar_of, slopes, to_gradient_of_scale
@@ -16,7 +15,7 @@ from .gradients import (
     gradients_to_logarithm,
 )
 from .memory import BLOCK, array_at, block, read
-from .numeric import JIT, KERNEL
+from .numeric import JIT, KERNEL, i64
 from .philox import NOISE_BLOCKS, Key, noise
 from .plan import BATCH, Operand, operands_at, plan_at
 from .prior import (
@@ -62,6 +61,7 @@ class Tensors(NamedTuple):
     dkl_of_mean: int
     means: int
     saved_key: int
+    samples: int
 
 
 def scratch_size(plan):
@@ -182,7 +182,7 @@ def finish_prior(plan, piece, own, sums, scratch, dprior):
 @njit(**JIT)
 def work(plan, space, tensors, prior, dprior):
     """A worker's part: pieces until none is left."""
-    mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, saved_key = tensors
+    mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, _, saved_key, samples = tensors
     own, scratch = join(space), space.scratch
     dtype, zero = own.dtype.type, own.dtype.type(0)
     has_dz, has_dkl, has_of_mean = dz.address != 0, dkl != 0, dkl_of_mean != 0
@@ -197,9 +197,10 @@ def work(plan, space, tensors, prior, dprior):
     b_eps, of_noise = block(own, EPS, BLOCK), block(own, NOISE, NOISE_BLOCKS * BLOCK)
     memory = block(own, PRIOR, PRIOR_BLOCKS * BLOCK)
     is_drawn = has_dz and dscale.address != 0 and eps.address == 0
-    key = Key(0, 0)
+    key = Key(0, 0, 0, 0)
     if is_drawn:
-        key = Key(read(saved_key, 0, np.int64(0)), read(saved_key, 1, np.int64(0)))
+        seed, offset = read(saved_key, 0, i64(0)), read(saved_key, 1, i64(0))
+        key = Key(seed, offset, samples, plan.keyed)
     for piece in pieces(plan, scratch):
         if prior is not None:
             b_prior = prior_of_first(plan, prior, piece, memory)
@@ -274,14 +275,16 @@ def backward_kernel(
     scratch,  # float64[scratch_size], zeros
     mu, scale, eps,  # addresses, [B, D]; eps 0: drawn in forward, again here
     dz, dkl, dkl_of_mean,  # addresses: upstream gradients
-    saved_key, means,  # addresses: what forward left
+    saved_key, means, samples,  # addresses: what forward left, and had
     dmu, dscale, deps,  # addresses, [B, D]
 ):  # fmt: skip
     """The gradients. An address of 0: absent or not wanted."""
     operands = operands_at(plan, (mu, scale, eps, dz, dmu, dscale, deps))
     plan, space = plan_at(plan), workspace(memories, scratch)
     mu, scale, eps, dz, dmu, dscale, deps = operands
-    tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key)
+    tensors = Tensors(
+        mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key, samples
+    )  # fmt: skip
     on_team(parallel, threads, work, (plan, space, tensors, None, None))
 
 
@@ -291,7 +294,7 @@ def backward_to_prior_kernel(
     memories,  # [threads, PRIOR_BUFFERS * BLOCK]
     plan,  # of mu, scale, eps, dz, dmu, dscale, deps, prior_mean, prior_scale and their gradients
     scratch,
-    mu, scale, eps, dz, dkl, dkl_of_mean, saved_key, means, dmu, dscale, deps,
+    mu, scale, eps, dz, dkl, dkl_of_mean, saved_key, means, samples, dmu, dscale, deps,
     prior_mean, prior_scale,  # addresses, [B, D]
     dprior_mean, dprior_scale,  # addresses, [B, D], or if they are sums [D]
 ):  # fmt: skip
@@ -305,6 +308,8 @@ def backward_to_prior_kernel(
     )  # fmt: skip
     plan, space = plan_at(plan), workspace(memories, scratch)
     mu, scale, eps, dz, dmu, dscale, deps = operands[:7]
-    tensors = Tensors(mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key)
+    tensors = Tensors(
+        mu, scale, eps, dz, dmu, dscale, deps, dkl, dkl_of_mean, means, saved_key, samples
+    )  # fmt: skip
     prior, dprior = Prior(operands[7], operands[8]), Prior(operands[9], operands[10])
     on_team(parallel, threads, work, (plan, space, tensors, prior, dprior))

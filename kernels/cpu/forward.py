@@ -284,6 +284,7 @@ def forward_kernel(
     means,  # address, [2, D] by column, else [2]: of mu and logvar, for backward
     saved_key,  # address, int64[2]: the noise key, for backward
     seed, offset,
+    samples,  # address, int64: what rows draw instead, as Key has it
 ):  # fmt: skip
     """z, kl and kl_of_mean. An address of 0: absent or not wanted."""
     if saved_key != 0:
@@ -292,7 +293,8 @@ def forward_kernel(
     mu, scale, eps, z = operands_at(plan, (mu, scale, eps, z))
     plan, space = plan_at(plan), workspace(memories, scratch)
     tensors = Tensors(mu, scale, eps, z, kl, means)
-    on_team(parallel, threads, work, (plan, space, tensors, Key(seed, offset), None))
+    key = Key(seed, offset, samples, plan.keyed)
+    on_team(parallel, threads, work, (plan, space, tensors, key, None))
     on_team(0, 1, finish, (plan, space, kl, kl_of_mean, means, None))
 
 
@@ -302,7 +304,7 @@ def forward_to_prior_kernel(
     memories,  # [threads, PRIOR_BUFFERS * BLOCK]
     plan,  # of mu, scale, eps, z, prior_mean, prior_scale
     scratch,
-    mu, scale, eps, z, kl, kl_of_mean, means, saved_key, seed, offset,
+    mu, scale, eps, z, kl, kl_of_mean, means, saved_key, seed, offset, samples,
     prior_mean, prior_scale,  # addresses, [B, D]
 ):  # fmt: skip
     """The same to a prior; kl_of_mean of one that all samples share."""
@@ -314,6 +316,7 @@ def forward_to_prior_kernel(
     )
     plan, space = plan_at(plan), workspace(memories, scratch)
     tensors = Tensors(mu, scale, eps, z, kl, means)
+    key = Key(seed, offset, samples, plan.keyed)
     prior = Prior(prior_mean, prior_scale)
-    on_team(parallel, threads, work, (plan, space, tensors, Key(seed, offset), prior))
+    on_team(parallel, threads, work, (plan, space, tensors, key, prior))
     on_team(0, 1, finish, (plan, space, kl, kl_of_mean, means, prior))

@@ -7,8 +7,8 @@ from numba import njit, types
 from numba.extending import overload
 
 from .. import coefficients
-from .memory import BLOCK, array_at
-from .numeric import JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32, i64, u32, u64
+from .memory import BLOCK, array_at, read
+from .numeric import INLINE, JIT, as_f32, as_f64, as_i32, as_i64, f32, horner, i32, i64, u32, u64
 
 LN_F32 = tuple(map(f32, coefficients.LN_F32))
 SIN_F32 = tuple(map(f32, coefficients.SIN_F32))
@@ -29,28 +29,43 @@ class Key(NamedTuple):
 
     seed: int
     offset: int
+    samples: int  # address, int64: what each row draws; 0: rows are counted
+    keyed: int  # 1: samples are keys [B, 2], else ids [B]
 
 
-@njit(**JIT)
-def philox(key, first, words):
-    """The four words of groups first, first + 1, ...: an array for each."""
-    w0, w1, w2, w3 = words
+@njit(**INLINE)
+def rounds(key, group):
+    """The four words of a group."""
     counter = u64(key.offset) >> u64(2)
     k0, k1 = u64(key.seed) & WORD, u64(key.seed) >> u64(32)
     m0, m1 = u64(0xD2511F53), u64(0xCD9E8D57)
     s0, s1 = u64(0x9E3779B9), u64(0xBB67AE85)
+    c0, c1 = counter & WORD, counter >> u64(32)
+    c2, c3 = group & WORD, group >> u64(32)
+    # Whole 64-bit products: one instruction gives both halves.
+    for turn in range(10):
+        p0, p1 = m0 * c0, m1 * c2
+        c0 = (p1 >> u64(32)) ^ c1 ^ ((k0 + u64(turn) * s0) & WORD)
+        c1 = p1 & WORD
+        c2 = (p0 >> u64(32)) ^ c3 ^ ((k1 + u64(turn) * s1) & WORD)
+        c3 = p0 & WORD
+    return u32(c0), u32(c1), u32(c2), u32(c3)
+
+
+@njit(**JIT)
+def philox(key, first, words):
+    """The words of groups first, first + 1, ...: an array for each of the four."""
+    w0, w1, w2, w3 = words
     for i in range(len(w0)):
-        group = u64(first + i)
-        c0, c1 = counter & WORD, counter >> u64(32)
-        c2, c3 = group & WORD, group >> u64(32)
-        # Whole 64-bit products: one instruction gives both halves.
-        for turn in range(10):
-            p0, p1 = m0 * c0, m1 * c2
-            c0 = (p1 >> u64(32)) ^ c1 ^ ((k0 + u64(turn) * s0) & WORD)
-            c1 = p1 & WORD
-            c2 = (p0 >> u64(32)) ^ c3 ^ ((k1 + u64(turn) * s1) & WORD)
-            c3 = p0 & WORD
-        w0[i], w1[i], w2[i], w3[i] = u32(c0), u32(c1), u32(c2), u32(c3)
+        w0[i], w1[i], w2[i], w3[i] = rounds(key, u64(first + i))
+
+
+@njit(**JIT)
+def philox_of_groups(key, groups, words):
+    """The same of any groups."""
+    w0, w1, w2, w3 = words
+    for i in range(len(w0)):
+        w0[i], w1[i], w2[i], w3[i] = rounds(key, u64(groups[i]))
 
 
 @njit(**JIT)
@@ -129,17 +144,49 @@ def interleave(cosines, sines, n, eps):
 
 
 @njit(**JIT)
+def philox_of_ids(key, place, groups, words):
+    """The words of a block's groups, of the samples that its rows draw; room for their numbers."""
+    each = len(groups) // place.rows
+    for r in range(place.rows):
+        sample = read(key.samples, place.row + r, i64(0))
+        first = sample * ((place.event + 3) // 4) + place.col // 4
+        for i in range(each):
+            groups[r * each + i] = first + i
+    philox_of_groups(key, groups, words)
+
+
+@njit(**JIT)
+def philox_of_keys(key, place, words):
+    """The same where each row has a key of its own, of which it is sample 0."""
+    w0, w1, w2, w3 = words
+    each = len(w0) // place.rows
+    for r in range(place.rows):
+        at = 2 * (place.row + r)
+        own = Key(read(key.samples, at, i64(0)), read(key.samples, at + 1, i64(0)), 0, 0)
+        here, end = r * each, (r + 1) * each
+        of_row = w0[here:end], w1[here:end], w2[here:end], w3[here:end]
+        philox(own, place.col // 4, of_row)
+
+
+@njit(**JIT)
 def noise(key, place, memory, eps):
     """eps of a place; it has room for a block, and memory for NOISE_BLOCKS of them."""
     rows, cols = place.rows, place.cols
     pitch = (cols + 3) // 4 * 4
     n = rows * pitch // 4
     first = place.row * ((place.event + 3) // 4) + place.col // 4
-    lanes, words = memory[:BLOCK], array_at(memory[BLOCK:].ctypes.data, i32(0), BLOCK)
+    lanes, bits = memory[:BLOCK], array_at(memory[BLOCK:].ctypes.data, i32(0), BLOCK)
     # First pairs, then second ones: one long pass costs less than two.
-    radii, angles = words[: 2 * n], words[2 * n : 4 * n]
+    radii, angles = bits[: 2 * n], bits[2 * n : 4 * n]
     cosines, sines = lanes[: 2 * n], lanes[2 * n : 4 * n]
-    philox(key, first, (radii[:n], angles[:n], radii[n:], angles[n:]))
+    words = radii[:n], angles[:n], radii[n:], angles[n:]
+    if key.samples == 0:
+        philox(key, first, words)
+    elif key.keyed != 0:
+        philox_of_keys(key, place, words)
+    else:
+        groups = array_at(eps.ctypes.data, i64(0), n)  # eps comes later
+        philox_of_ids(key, place, groups, words)
     if cols <= 2:  # second pairs are not used
         pairs(radii[:n], angles[:n], cosines[:n], sines[:n])
         for r in range(rows):

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     denominator: int  # of kl
     dkl_row: int  # stride of the upstream gradient of kl, where it is no number
     form: int  # of the scale: a number of ``forms``
+    keyed: int  # 1: each row has a noise key of its own
     prior_sums: int  # 1: gradients of the prior are wanted, and are sums over the samples
     low: float  # bounds on logvar, or infinite; statistics count what is outside of [low, high]
     high: float

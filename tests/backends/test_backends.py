@@ -100,7 +100,8 @@ def test_a_program_for_a_backend_that_does_not_work_says_why(tmp_path):
         "x = torch.ones(4, 3)\n"
         "try:\n"
         "    spec = vaekl._spec.Spec(False, 'sum', None, 1, 'logvar', None, 'cpu')\n"
-        "    torch.ops.vaekl.reparameterize_kl(x, [x], None, None, vaekl._spec.to_text(spec))\n"
+        "    text = vaekl._spec.to_text(spec)\n"
+        "    torch.ops.vaekl.reparameterize_kl(x, [x], None, None, None, text)\n"
         "except ImportError as error:\n"
         "    print(json.dumps(str(error)))\n"
     )

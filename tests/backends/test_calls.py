@@ -84,12 +84,12 @@ def test_operators_check_too(backend, device):
     mu, logvar = make_inputs((3, 4), device=device)
     spec = Spec(True, "batchmean", "batch", 1, "logvar", None, backend)
     operator = torch.ops.vaekl.reparameterize_kl
-    operator(mu, [logvar], None, 1, to_text(spec))  # a kind that is known
+    operator(mu, [logvar], None, 1, None, to_text(spec))  # a kind that is known
     for wrong in (logvar[0], logvar[:2], logvar.t().contiguous()):
         with pytest.raises(ValueError, match="logvar must have the shape of mu"):
-            operator(mu, [wrong], None, 1, to_text(spec))
+            operator(mu, [wrong], None, 1, None, to_text(spec))
         with pytest.raises(ValueError, match="eps must have the shape of mu"):
-            operator(mu, [logvar, wrong], None, None, to_text(spec._replace(has_eps=True)))
+            operator(mu, [logvar, wrong], None, None, None, to_text(spec._replace(has_eps=True)))
 
 
 def test_no_more_kinds_are_kept_than_so_many(device, monkeypatch):

@@ -95,5 +95,5 @@ def test_noise_is_given_by_name():
     mu, logvar = make_inputs((2, 3))
     module = vaekl.nn.ReparameterizeKL().eval()
     assert torch.equal(module(mu, logvar, None, None).kl, module(mu, logvar).kl)
-    with pytest.raises(TypeError, match=r"prior, eps, generator, seed by name only; got 3 arg"):
+    with pytest.raises(TypeError, match=r"seed, sample_ids by name only; got 3 arg"):
         module(mu, logvar, torch.zeros(2, 3))

@@ -38,7 +38,7 @@ def stored(storage, pair, options, given, backend):
 def test_opcheck(options, layout, given, storage, backend, device):
     pair = make_inputs((2, 3, 2, 4), layout=layout, device=device)
     spec, tensors, seed = stored(storage, pair, options, given, backend)
-    arguments = (tensors[0], tensors[1:], None, seed, to_text(spec))
+    arguments = (tensors[0], tensors[1:], None, seed, None, to_text(spec))
     torch.library.opcheck(FORWARD, arguments, test_utils=CHECKS)
     outputs, saved = _operators.named(spec, FORWARD(*arguments))
     upstream = [None if out is None else torch.randn_like(out) for out in outputs]
@@ -56,7 +56,7 @@ def test_opcheck_of_gradients(options, given, storage, backend, device):
     spec, tensors, seed = stored(storage, pair, options, given, backend)
     for tensor in tensors[: len(tensors) - spec.has_eps]:
         tensor.requires_grad_()
-    torch.library.opcheck(FORWARD, (tensors[0], tensors[1:], None, seed, to_text(spec)))
+    torch.library.opcheck(FORWARD, (tensors[0], tensors[1:], None, seed, None, to_text(spec)))
 
 
 def test_opcheck_of_a_backward_that_eps_has_no_part_in(storage, backend, device):
@@ -64,7 +64,7 @@ def test_opcheck_of_a_backward_that_eps_has_no_part_in(storage, backend, device)
     pair = make_inputs((2, 2, 3), device=device)
     spec, tensors, seed = stored(storage, pair, OPTIONS[0], True, backend)
     (_, kl, kl_of_mean), saved = _operators.named(
-        spec, FORWARD(tensors[0], tensors[1:], None, seed, to_text(spec))
+        spec, FORWARD(tensors[0], tensors[1:], None, seed, None, to_text(spec))
     )
     upstream = [None, torch.randn_like(kl), torch.randn_like(kl_of_mean)]
     arguments = (tensors, upstream, [*saved], to_text(spec), [True] * len(tensors))
@@ -81,9 +81,9 @@ def test_a_forward_that_does_not_fit_its_text(backend, device):
         (pair._replace(packed=1), [logvar]),
     ):
         with pytest.raises(ValueError, match="this spec is of"):
-            FORWARD(mu, others, None, None if spec.has_eps else 1, to_text(spec))
+            FORWARD(mu, others, None, None if spec.has_eps else 1, None, to_text(spec))
     with pytest.raises(ValueError, match="even size"):
-        FORWARD(mu[:, :5], [], None, 1, to_text(pair._replace(packed=1)))
+        FORWARD(mu[:, :5], [], None, 1, None, to_text(pair._replace(packed=1)))
 
 
 @pytest.mark.parametrize("wrong", ["dz", "dkl", "all", "saved", "means", "logvar"])
@@ -91,7 +91,7 @@ def test_a_backward_that_does_not_fit_its_text(wrong, backend, device):
     """Kernels would read past the end of it."""
     mu, logvar = make_inputs((4, 6), device=device)
     spec = Spec(True, "none", "batch", 1, "logvar", None, backend)
-    outputs, saved = _operators.named(spec, FORWARD(mu, [logvar], None, 1, to_text(spec)))
+    outputs, saved = _operators.named(spec, FORWARD(mu, [logvar], None, 1, None, to_text(spec)))
     upstream, saved, storage = [*outputs], [*saved], [mu, logvar]
     BACKWARD(storage, upstream, saved, to_text(spec), [True, True])  # a kind that is known
     if wrong == "dz":
@@ -145,3 +145,30 @@ def test_meta_tensors(reduction, storage, backend):
     assert (kl.shape, kl.dtype) == ((4,) if reduction == "none" else (), torch.float32)
     assert kl_of_mean.shape == ()
     assert all(gradient.is_meta for gradient in found.gradients)
+
+
+@pytest.mark.parametrize("samples", ["ids", "keys"])
+def test_samples(samples, backend, device):
+    """Noise by sample: torch's checks, and as many of them as the kernels read."""
+    mu, logvar = (t.requires_grad_() for t in make_inputs((4, 6), device=device))
+    spec = Spec(True, "none", None, 1, "logvar", None, backend, samples=samples)
+    given = torch.arange(8, device=device).reshape(4, 2)
+    given = given[:, 0] if samples == "ids" else given
+    seed = 3 if samples == "ids" else None
+    text = to_text(spec)
+    if samples == "ids" or backend != "eager":  # which has no keys
+        torch.library.opcheck(FORWARD, (mu, [logvar], None, seed, given, text))
+    for wrong in (given[:3], given.int(), None):
+        with pytest.raises(ValueError, match=r"samples must be [48] of torch\.int64"):
+            FORWARD(mu, [logvar], None, seed, wrong, text)
+    with pytest.raises(ValueError, match="samples must be 0 of"):
+        FORWARD(mu, [logvar], None, 3, given, to_text(spec._replace(samples=None)))
+    if backend != "eager":
+        _, saved = _operators.named(spec, FORWARD(mu, [logvar], None, seed, given, text))
+        upstream = [torch.randn_like(mu), None, None]
+        needs = [True, True]
+        kept = saved._replace(samples=given)
+        arguments = ([mu.detach(), logvar.detach()], upstream, [*kept], text, needs)
+        torch.library.opcheck(BACKWARD, arguments)
+        with pytest.raises(ValueError, match="samples must be"):
+            BACKWARD(*arguments[:2], [*saved], text, needs)

@@ -159,7 +159,7 @@ def test_opcheck(kind, given, storage, backend, device):
     given = [*storage.store(mu, logvar), *eps, *prior]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     seed = None if eps else 7
-    arguments = (given[0], given[1:], None, seed, to_text(spec))
+    arguments = (given[0], given[1:], None, seed, None, to_text(spec))
     torch.library.opcheck(FORWARD, arguments, test_utils=checks)
     outputs, saved = _operators.named(spec, FORWARD(*arguments))
     for unused in ([], ["z"], ["kl", "kl_of_mean"]):
@@ -181,9 +181,9 @@ def test_a_call_that_does_not_fit_its_text(backend, device):
     spec = Spec(True, "none", None, 1, "logvar", None, backend, prior="event")
     for wrong in (mean[:3], mu):
         with pytest.raises(ValueError, match="the prior's mean must have shape"):
-            FORWARD(mu, [logvar, wrong, scale], None, 1, to_text(spec))
+            FORWARD(mu, [logvar, wrong, scale], None, 1, None, to_text(spec))
     with pytest.raises(ValueError, match="this spec is of 4 tensors"):
-        FORWARD(mu, [logvar], None, 1, to_text(spec))
+        FORWARD(mu, [logvar], None, 1, None, to_text(spec))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,7 +36,7 @@ def phi(logvar: Tensor) -> Tensor:
 
 def _noise(spec: Spec, x: Operands, source: Source) -> Tensor:
     """eps of the shape of mu: what the backend would draw, wherever there is a key to read."""
-    generator, seed = source
+    generator, seed, samples, kind = source
     mu, dtype = x.mu, compute_dtype(*x)
     if generator is not None and is_traced():
         raise ValueError(
@@ -52,7 +52,7 @@ def _noise(spec: Spec, x: Operands, source: Source) -> Tensor:
     else:
         key = draw_key(mu.device, source)
     shape = sizes(mu.shape, spec.batch_dims)
-    return philox_normal(key, shape, dtype, mu.device).reshape(mu.shape)
+    return philox_normal(key, shape, dtype, mu.device, samples, kind).reshape(mu.shape)
 
 
 def forward(spec: Spec, x: Operands, source: Source) -> Outputs:

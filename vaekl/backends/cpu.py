@@ -95,6 +95,7 @@ class _ForwardPlan:
             sized = self._of_size(x)
         z = kl = kl_of_mean = key = means = None
         seed = offset = 0
+        samples = source.samples
         if sized.new_z is not None:
             z = sized.new_z(mu)
             if eps is None:
@@ -121,6 +122,7 @@ class _ForwardPlan:
             0 if key is None else key.data_ptr(),
             seed,
             offset,
+            0 if samples is None else samples.data_ptr(),
             *(() if prior_mean is None else _addresses(prior_mean, prior_scale)),
         )
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
@@ -185,7 +187,7 @@ class _BackwardPlan:
         gradients = new_gradients(x, into)
         mu, scale, eps, prior_mean, prior_scale = x
         dz, dkl, dkl_of_mean = upstream
-        key, means, _ = saved
+        key, means, _, samples = saved
         d_mu, d_scale, d_eps, d_prior_mean, d_prior_scale = gradients
         of_prior: tuple[int, ...] = ()
         if self.to_prior:
@@ -199,6 +201,7 @@ class _BackwardPlan:
             0 if dkl_of_mean is None else dkl_of_mean.data_ptr(),
             0 if key is None else key.data_ptr(),
             0 if means is None else means.data_ptr(),
+            0 if samples is None else samples.data_ptr(),
             0 if d_mu is None else d_mu.data_ptr(),
             0 if d_scale is None else d_scale.data_ptr(),
             0 if d_eps is None else d_eps.data_ptr(),

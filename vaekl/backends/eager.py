@@ -91,9 +91,9 @@ def phi_of_each(logvars: list[Tensor]) -> list[Tensor]:
 def draw_noise(spec: Spec, x: Operands, source: Source) -> Tensor:
     """eps [B, D] in the compute dtype."""
     shape, device = sizes(x.mu.shape, spec.batch_dims), x.mu.device
-    dtype, (generator, seed) = compute_dtype(*x), source
+    dtype, (generator, seed, samples, kind) = compute_dtype(*x), source
     if seed is not None:
-        return philox_normal(Key(seed, SEED_OFFSET), shape, dtype, device)
+        return philox_normal(Key(seed, SEED_OFFSET), shape, dtype, device, samples, kind)
     if generator is None:  # the overload that has one cannot be exported
         return torch.randn(shape, dtype=dtype, device=device)
     return torch.randn(shape, dtype=dtype, device=device, generator=generator)

@@ -81,6 +81,7 @@ class Launch:
             kl_denominator(spec.reduction, batch, event),
             arrangement.dkl_row,
             kernels.FORMS[spec.form],
+            spec.samples == "keys",
             prior_sums,
             *(bounds or _NO_BOUNDS),
         )

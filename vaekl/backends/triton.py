@@ -94,9 +94,9 @@ def usual_config(dtype: torch.dtype) -> layout.Config:
 
 
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
-_FORWARD_ANYWHERE = (0, 1, 2, 3, 4)  # mu, scale, eps, prior
-_BACKWARD_ANYWHERE = (0, 1, 2, 3, 4, 5, 8, 9)  # those, dz, and what was saved: key, means
-_INTO = (10, 11)  # dmu, dscale
+_FORWARD_ANYWHERE = (0, 1, 2, 3, 4, 11)  # mu, scale, eps, prior, samples
+_BACKWARD_ANYWHERE = (0, 1, 2, 3, 4, 5, 8, 9, 10)  # those, dz, and what was saved
+_INTO = (11, 12)  # dmu, dscale
 
 
 def _in_full_rows(arrangement: Arrangement, has_columns: bool, is_drawn: bool) -> Arrangement:
@@ -157,6 +157,7 @@ class _ForwardPlan:
             form.terms,
             spec.clamp is not None,
             spec.prior == "event",
+            spec.samples == "keys",
             _event_columns(view, grid, column_sums > 0),
             *arguments.of_flags(view, unit, self.dtype),
         ]
@@ -197,7 +198,7 @@ class _ForwardPlan:
         device_key = key if on_device is None else on_device
         tensors = (
             mu, scale, eps, prior_mean, prior_scale, z, kl, kl_of_mean, means, key, device_key,
-            scratch, counters,
+            source.samples, scratch, counters,
         )  # fmt: skip
         self.launch(tensors, _FORWARD_ANYWHERE, seed, offset, int(on_device is not None))
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
@@ -209,7 +210,7 @@ def forward(spec: Spec, x: Operands) -> Forward:
     if arrangement is None:
         return forward_of_copies(spec, forward)
     arrangement = in_memory_order(arrangement)
-    if spec.reduction != "none":
+    if spec.reduction != "none" and spec.samples is None:
         is_drawn = spec.sample and x.eps is None
         arrangement = _in_full_rows(arrangement, _column_sums(spec) > 0, is_drawn)
     return _ForwardPlan(spec, arrangement, x)
@@ -226,7 +227,7 @@ def backward(
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     has_rows = spec.reduction == "none" and upstream.kl is not None
     has_sums = spec.prior == "event" and (needs.prior_mean or needs.prior_scale)
-    if not has_rows:
+    if not has_rows and spec.samples is None:
         has_columns = spec.mean_over == "batch" and upstream.kl_of_mean is not None
         of_columns = spec.reduction == "per_dim" and upstream.kl is not None
         has_columns = has_columns or has_sums or of_columns
@@ -250,6 +251,7 @@ def backward(
         *form,
         spec.clamp is not None,
         spec.prior == "event",
+        spec.samples == "keys",
         is_split,
         _event_columns(view, grid, has_sums),
         *arguments.of_flags(view, unit, dtype),
@@ -266,7 +268,8 @@ def backward(
         scratch = counters = None
         if is_split:
             scratch, counters = workspaces.get(x.mu.device, dtype, scratch_of.size, counters_of)
-        tensors = (*x, *upstream, saved.key, saved.means, *gradients, scratch, counters)
+        key, means, _, samples = saved
+        tensors = (*x, *upstream, key, means, samples, *gradients, scratch, counters)
         launch(tensors, anywhere)
         return gradients
 
