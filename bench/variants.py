@@ -12,7 +12,7 @@ from torch import Tensor
 from vaekl import _plans
 from vaekl._spec import Needs, Operands, Outputs, Source, Spec
 from vaekl.backends import layout as geometry
-from vaekl.backends import triton, triton_launch
+from vaekl.backends import triton, triton_launch, triton_log_prob
 
 DTYPES = {
     "fp32": torch.float32,
@@ -47,6 +47,7 @@ class Variant(NamedTuple):
     scale: str = "logvar"
     prior: str | None = None  # "sample", "event"
     samples: str | None = None  # what rows draw: "ids", "keys"
+    log_prob: str | None = None  # log densities in place of KLs: "total", "path"
     layout: str = "contiguous"  # "channels_last", "unaligned", "wide"
     upstream: tuple[bool, bool, bool] = (True, True, True)
     needs: tuple[bool, bool] = (True, True)
@@ -58,6 +59,7 @@ class Variant(NamedTuple):
         flags += [f"scale={self.scale}"] if self.scale != "logvar" else []
         flags += [f"prior={self.prior}"] if self.prior else []
         flags += [f"samples={self.samples}"] if self.samples else []
+        flags += [f"log_prob={self.log_prob}"] if self.log_prob else []
         flags += [self.layout] if self.layout != "contiguous" else []
         outputs = [f"kl={self.reduction}"] if self.reduction else []
         outputs += [f"of_mean={self.mean_over}"] if self.mean_over else []
@@ -65,6 +67,13 @@ class Variant(NamedTuple):
         used = "".join("01"[u] for u in (*self.upstream, *self.needs))
         flags += [f"used={used}"] if used != "11111" else []
         return " ".join([self.dtype, self.shape, *outputs, *flags])
+
+
+def log_prob_variant(
+    dtype: str, shape: str = "many", log_prob: str = "total", **options: Any
+) -> Variant:
+    """A sample with its log densities."""
+    return Variant(dtype, shape, None, None, log_prob=log_prob, **options)
 
 
 class StatisticsVariant(NamedTuple):
@@ -107,6 +116,9 @@ def subset() -> list[AnyVariant]:
         Variant("fp32", "d20", scale="std", prior="event"),
         Variant("fp32", mean_over=None, samples="ids"),
         Variant("bf16", "d20", "none", None, samples="keys"),
+        log_prob_variant("fp32"),
+        log_prob_variant("bf16", "cols", prior="sample", given=True),
+        log_prob_variant("fp32", "d20", log_prob="path", prior="event"),
         Variant("fp64"),
         Variant("fp32", given=True),
         Variant("fp16", sample=False, reduction="none", mean_over=None),
@@ -150,6 +162,12 @@ def matrix() -> list[AnyVariant]:
         for prior, scale in itertools.product(("sample", "event"), ("logvar", "std", "var")):
             mean_over = "batch" if prior == "event" else None
             chosen[Variant(dtype, mean_over=mean_over, scale=scale, prior=prior)] = None
+        for shape, log_prob in itertools.product(("many", "one", "cols"), ("total", "path")):
+            chosen[log_prob_variant(dtype, shape, log_prob)] = None
+        for scale, prior in itertools.product(("logvar", "std", "var"), ("sample", "event")):
+            chosen[log_prob_variant(dtype, scale=scale, prior=prior, clamp=True)] = None
+        for layout in ("channels_last", "unaligned", "wide"):
+            chosen[log_prob_variant(dtype, layout=layout)] = None
         chosen[Variant(dtype, "one", prior="event")] = None
         for shape, samples in (("one", "ids"), ("many", "keys"), ("cols", "ids")):
             chosen[Variant(dtype, shape, samples=samples)] = None
@@ -186,6 +204,8 @@ def launch(variant: AnyVariant) -> Iterator[tuple[str, Any, geometry.Grid]]:
         "forward": triton.forward_kernel,
         "backward": triton.backward_kernel,
         "statistics": triton.statistics_kernel,
+        "log_prob": triton_log_prob.log_prob_forward_kernel,
+        "log_prob_backward": triton_log_prob.log_prob_backward_kernel,
     }
     for kernel in kernels.values():
         kernel.device_caches.clear()
@@ -215,8 +235,9 @@ def _call(variant: Variant, mu: Tensor, logvar: Tensor, eps: Tensor, dz: Tensor)
     form = variant.scale, (-30.0, 20.0) if variant.clamp else None
     terms = variant.sample, variant.reduction, variant.mean_over
     spec = Spec(
-        *terms, 1, *form, "triton", variant.given, prior=variant.prior, samples=variant.samples
-    )
+        *terms, 1, *form, "triton", variant.given, prior=variant.prior, samples=variant.samples,
+        log_prob=variant.log_prob,
+    )  # fmt: skip
     x = Operands(mu, logvar, eps if variant.given else None)
     if variant.prior is not None:
         of_prior = mu[0] if variant.prior == "event" else mu

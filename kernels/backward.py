@@ -28,7 +28,7 @@ from .forms import inside, reciprocal
 from .gaussian import divide, expm1
 from .philox import noise_of_rows, normal_tile
 from .prior import from_prior, prior_columns, prior_tile
-from .reduction import GROUP, column_sums
+from .reduction import column_sums
 from .tile import (
     columns,
     fit,
@@ -306,20 +306,11 @@ def backward_kernel(
             mean_sum, scale_sum = column_sums(b_dmean_sum), column_sums(b_dprior_sum)
         is_last = True
         if SPLIT_ROWS:
-            i, n = program(1, WIDE), tl.num_programs(1)
-            line = 0 * n
-            i_tile = tl.program_id(0)
-            p_columns = p_scratch + columns_at
-            m_sum = o_col < width
-            while is_last & (n > 1):  # as in forward
-                is_last, _, mean_sum, scale_sum = add_ranges(
-                    None, p_columns + 2 * line.to(tl.int64) * width,
-                    p_counters + i_tile * lines + line, i, n, width, col, m_sum,
-                    (0.0, mean_sum, scale_sum), False, False, "batch", BLOCK_COLS,
-                )  # fmt: skip
-                line += n
-                i = i // GROUP
-                n = tl.cdiv(n, GROUP)
+            is_last, _, mean_sum, scale_sum = add_ranges(
+                p_scratch, p_scratch + columns_at, p_counters + tl.program_id(0) * lines,
+                program(1, WIDE), tl.num_programs(1), width, col, o_col < width,
+                (0.0, mean_sum, scale_sum), False, False, "batch", BLOCK_COLS, True,
+            )  # fmt: skip
         if is_last:
             if p_dkl_of_mean is not None:  # each column's, as often as it has rows
                 b_of_mean, b_of_scale = h * b_mean_mu, OF_LOGVAR(b_dprior_of_mean, b_mean_root)

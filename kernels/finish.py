@@ -14,6 +14,7 @@ from .reduction import (
     group_of,
     load_group,
     partial_sums,
+    row_sums,
     sum_of_group,
     sum_scalars,
 )
@@ -29,7 +30,50 @@ def column_count(mean_over, per_col):
 
 
 @triton.jit
+def finish_rows(
+    p_out, p_rows, count, first_row, end_row, DTYPE: tl.constexpr, ROW_PARTS: tl.constexpr
+):
+    """Sums of rows of `count` partial sums each."""
+    ROWS: tl.constexpr = ROW_BLOCK // ROW_PARTS
+    for row in range(first_row, end_row, ROWS):
+        o_row = row + tl.arange(0, ROWS)
+        m_row = o_row < end_row
+        tl.store(
+            p_out + o_row, row_sums(p_rows, count, o_row, m_row, DTYPE, ROWS, ROW_PARTS), m_row
+        )
+
+
+@triton.jit
 def add_ranges(
+    p_sums, p_columns, p_counters, i, n, width, col, m_col, sums,
+    KL_TOTAL: tl.constexpr, KL_COLS: tl.constexpr, MEAN_OVER: tl.constexpr, COLS: tl.constexpr,
+    BACK: tl.constexpr = False,
+):  # fmt: skip
+    """Sums of the i-th of n row ranges, added up in rounds; (whether it was the last, the sums).
+
+    p_sums, p_columns, p_counters: of one walker, as ``add_group`` has them, each round's after the
+    round's before.
+    """
+    COUNT: tl.constexpr = column_count(MEAN_OVER, KL_COLS)
+    kl_sum, mu_sum, logvar_sum = sums
+    line = 0 * n
+    # True in either form, since n > 1; with the other one ptxas spills in the one kernel, or takes
+    # more registers in the other.
+    is_last = True if BACK else n > 1
+    while is_last & (n > 1):  # of pointers a loop may carry none: AMD's compiler fails
+        is_last, kl_sum, mu_sum, logvar_sum = add_group(
+            p_sums + 3 * line, p_columns + COUNT * line.to(tl.int64) * width, p_counters + line,
+            i, n, width, col, m_col, (kl_sum, mu_sum, logvar_sum),
+            KL_TOTAL, KL_COLS, MEAN_OVER, COLS,
+        )  # fmt: skip
+        line += n
+        i = i // GROUP
+        n = tl.cdiv(n, GROUP)
+    return is_last, kl_sum, mu_sum, logvar_sum
+
+
+@triton.jit
+def add_group(
     p_sums,  # [3, n]: of twice the KL, and for "all" of mu and logvar
     p_columns,  # [n, column_count, width]
     p_counters,  # of each group

@@ -20,10 +20,10 @@ work for it.
 import triton
 import triton.language as tl
 
-from .finish import ROW_BLOCK, add_ranges, column_count, column_kls, event_means, finish
-from .philox import noise_of_rows, normal_tile
+from .finish import add_ranges, column_kls, event_means, finish, finish_rows
+from .philox import key_of_call, noise_of_rows, normal_tile
 from .prior import prior_columns, prior_tile
-from .reduction import GROUP, arrive, column_sums, row_sums
+from .reduction import arrive, column_sums
 from .tile import columns, event_columns, fit, offsets, program, rows_of_columns, strides
 
 
@@ -119,12 +119,9 @@ def forward_kernel(
     KL_ROWS: tl.constexpr = (p_kl is not None) and PER_ROW
 
     if p_key is not None:
-        if key_on_device != 0:
-            seed = tl.load(p_device_key)
-            offset = tl.load(p_device_key + 1)
-        if i_walker + i_range == 0:
-            tl.store(p_key, seed)
-            tl.store(p_key + 1, offset)
+        seed, offset = key_of_call(
+            p_key, p_device_key, key_on_device, seed, offset, i_walker + i_range == 0
+        )
 
     if KL_TOTAL or KL_COLS:
         b_kl_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
@@ -244,13 +241,8 @@ def forward_kernel(
 
     if KL_ROWS and SPLIT_COLS:
         if arrive(p_counters + 1 + i_range, n_walkers):
-            ROWS: tl.constexpr = ROW_BLOCK // ROW_PARTS
             end_row = tl.minimum(first_row + rows_per_range, B)
-            for row in range(first_row, end_row, ROWS):
-                o_row = row + tl.arange(0, ROWS)
-                m_row = o_row < end_row
-                b_row_kl = row_sums(p_rows, n_walkers, o_row, m_row, DTYPE, ROWS, ROW_PARTS)
-                tl.store(p_kl + o_row, b_row_kl, m_row)
+            finish_rows(p_kl, p_rows, n_walkers, first_row, end_row, DTYPE, ROW_PARTS)
 
     if KL_TOTAL or KL_COLS or MEAN_OVER != "none":
         kl_sum = tl.zeros([], DTYPE)
@@ -272,19 +264,11 @@ def forward_kernel(
                 mu_sums, logvar_sums = column_sums(b_mu_sum), column_sums(b_logvar_sum)
             p_sums = p_scratch + 3 * (n_walkers + i_walker * lines)
             p_columns = p_scratch + columns_at
-            COUNT: tl.constexpr = column_count(MEAN_OVER, KL_COLS)
-            p_counter = p_counters + 1 + n_ranges + i_walker * lines
-            i, n, line = i_range, n_ranges, 0 * n_ranges
-            is_last = n > 1
-            while is_last & (n > 1):  # of pointers a loop may carry none: AMD's compiler fails
-                is_last, kl_sum, mu_sums, logvar_sums = add_ranges(
-                    p_sums + 3 * line, p_columns + COUNT * line.to(tl.int64) * width,
-                    p_counter + line, i, n, width, col, m_col, (kl_sum, mu_sums, logvar_sums),
-                    KL_TOTAL, KL_COLS, MEAN_OVER, BLOCK_COLS,
-                )  # fmt: skip
-                line += n
-                i = i // GROUP
-                n = tl.cdiv(n, GROUP)
+            is_last, kl_sum, mu_sums, logvar_sums = add_ranges(
+                p_sums, p_columns, p_counters + 1 + n_ranges + i_walker * lines, i_range, n_ranges,
+                width, col, m_col, (kl_sum, mu_sums, logvar_sums),
+                KL_TOTAL, KL_COLS, MEAN_OVER, BLOCK_COLS,
+            )  # fmt: skip
         if is_last:
             if SPLIT_ROWS and KL_COLS:
                 column_kls(

@@ -110,6 +110,18 @@ def normal4(seed, offset, b_group, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def key_of_call(p_key, p_device_key, key_on_device, seed, offset, is_first):
+    """The key (seed, offset), from the device if it is there; the first program keeps it."""
+    if key_on_device != 0:
+        seed = tl.load(p_device_key)
+        offset = tl.load(p_device_key + 1)
+    if is_first:
+        tl.store(p_key, seed)
+        tl.store(p_key + 1, offset)
+    return seed, offset
+
+
+@triton.jit
 def noise_of_rows(p_samples, seed, offset, o_row, m_row, KEYED: tl.constexpr):
     """(seed, offset, sample) that each row draws from: the key and the row itself, or what
     p_samples says, int64: its sample's id [B], or if KEYED a key [B, 2] of which it is sample 0.

@@ -27,6 +27,7 @@ from ._spec import (
     halves,
     kl_shape,
     needed,
+    of_mean_shape,
     sample_dtype,
     sizes,
     to_text,
@@ -59,9 +60,10 @@ def stored(spec: Spec, present: Sequence[Any]) -> Any:
 def _wanted(spec: Spec) -> tuple[bool, ...]:
     """Which of Outputs and Saved there are."""
     is_drawn, has_means = spec.sample and not spec.has_eps, spec.mean_over is not None
-    keeps_noise = backends.keeps_noise(spec.backend)
+    has_densities, keeps_noise = spec.log_prob is not None, backends.keeps_noise(spec.backend)
     of_noise = (is_drawn and not keeps_noise, has_means, is_drawn and keeps_noise)
-    return spec.sample, spec.reduction is not None, has_means, *of_noise
+    has_kl = spec.reduction is not None
+    return spec.sample, has_kl or has_densities, has_means or has_densities, *of_noise
 
 
 def named(spec: Spec, results: Sequence[Tensor | None]) -> tuple[Outputs, Saved]:
@@ -138,7 +140,8 @@ def _check_backward(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) ->
     if all(gradient is None for gradient in upstream):
         raise ValueError("at least one of the gradients of z, kl and kl_of_mean must be given")
     batch, event = sizes(x.mu.shape, spec.batch_dims)
-    shapes = {"z": x.mu.shape, "kl": kl_shape(spec, x.mu.shape), "kl_of_mean": ()}
+    of_mean = of_mean_shape(spec, x.mu.shape)
+    shapes = {"z": x.mu.shape, "kl": kl_shape(spec, x.mu.shape), "kl_of_mean": of_mean}
     for name, gradient in upstream._asdict().items():
         if gradient is not None and gradient.shape != shapes[name]:
             raise ValueError(
@@ -186,7 +189,7 @@ def _forward_fake(
     results = (
         torch.empty_like(mu, dtype=sample_dtype(*x[:3])),
         mu.new_empty(kl_shape(spec, mu.shape), dtype=dtype),
-        mu.new_empty((), dtype=dtype),
+        mu.new_empty(of_mean_shape(spec, mu.shape), dtype=dtype),
         mu.new_empty(2, dtype=torch.int64),
         mu.new_empty(means, dtype=dtype),
         mu.new_empty((batch, event), dtype=dtype),
@@ -232,7 +235,7 @@ def _backward_fake(
 def _returned(spec: Spec, upstream: Outputs, needs: Sequence[bool]) -> list[bool]:
     """Which gradients the backward operator returns."""
     given = Needs(*(bool(need) for need in stored(spec, needs)))
-    found = needed(given, upstream)
+    found = needed(spec, given, upstream)
     there = stored(spec, [True] * len(needs))
     return [need for need, is_there in zip(found, there) if is_there]
 

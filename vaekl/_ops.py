@@ -24,7 +24,7 @@ from ._spec import (
     from_text,
     sizes,
 )
-from .backends import composed, formulas
+from .backends import composed, densities, formulas
 
 #: z, kl, kl_of_mean; None for what is not wanted.
 Results = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -74,9 +74,11 @@ def _keep(
     if saved.samples is not None:
         saved = saved._replace(samples=_readable(saved.samples))
     ctx.save_for_backward(*storage, *saved)
-    if of_first or of_second:
+    if of_first or of_second or (of_eps and spec.log_prob is not None):
         return []
     of_prior = of_prior_mean or of_prior_scale
+    if spec.log_prob is not None:  # of a prior log_p alone has one
+        return [t for t in outputs[: 2 if of_prior else 3] if t is not None]
     constants = (None if of_eps else outputs.z, *(() if of_prior else outputs[1:]))
     return [t for t in constants if t is not None]
 
@@ -85,8 +87,9 @@ def _kept(spec: Spec, storage: Storage, needs: Needs) -> Storage:
     """What to save of an input: of one that no needed gradient reads, all but its values."""
     first, second, *others = storage
     of_prior = spec.prior is not None
-    is_read = spec.packed is not None or needs.scale or needs.eps or of_prior
-    of_first = needs.mu or spec.packed is not None or of_prior
+    all_read = spec.packed is not None or of_prior or spec.log_prob is not None
+    is_read = all_read or needs.scale or needs.eps
+    of_first = all_read or needs.mu
     eps, prior_mean, prior_scale = (
         None if t is None else _readable(t) if is_read else _hollow(t) for t in others
     )
@@ -125,6 +128,8 @@ def _gradients(ctx: Any, upstream: Outputs, needs: Needs) -> OfStorage:
         return _operators.call_backward(spec, storage, saved, upstream, needs)
     x = operands(spec, storage)
     redrawn = Saved(noise=drawn_noise(spec, x, saved))
+    if spec.log_prob is not None:
+        return densities.gradients(spec, x, redrawn, upstream, needs)
     if spec.packed is None:
         return formulas.gradients(spec, x, redrawn, upstream, needs)
     both = needs._replace(scale=needs.mu)

@@ -137,7 +137,7 @@ def backward(
         None if eps is None else _signature(eps, is_sized),
         None if dz is None else _signature(dz, is_sized),
         None if dkl is None else _signature(dkl, is_sized),
-        None if dkl_of_mean is None else dkl_of_mean.dtype,
+        None if dkl_of_mean is None else _signature(dkl_of_mean, is_sized),
         None if into is None else (into.mu.stride(), into.scale.stride()),
     )
     if prior_mean is not None and prior_scale is not None:
@@ -159,7 +159,7 @@ def backward(
 def _plan_backward(
     spec: Spec, x: Operands, upstream: Outputs, needs: Needs, into: Into | None
 ) -> Backward:
-    needs = needed(needs, upstream)
+    needs = needed(spec, needs, upstream)
     backend = spec.backend
     if x.mu.numel() == 0 and backend != backends.FALLBACK:
         return _plan_back_from_nothing(spec, x, upstream, needs, into)

@@ -50,7 +50,10 @@ class Into(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a call gives, or its upstream gradients; None for what is not wanted."""
+    """What a call gives, or its upstream gradients; None for what is not wanted.
+
+    A call of log densities has log_q and log_p, [*batch] each, in the places of the KLs.
+    """
 
     z: Tensor | None = None  # [*batch, *event]
     kl: Tensor | None = None  # [], or [*batch] for reduction "none", [*event] for "per_dim"
@@ -89,6 +92,9 @@ class Terms(NamedTuple):
     sample: bool = False  # z
     reduction: str | None = None  # "none", "sum", "batchmean", "mean", "per_dim"; None: no kl
     mean_over: str | None = None  # of kl_of_mean: "batch", "all"; None: no kl_of_mean
+    log_prob: str | None = (
+        None  # log densities in their place: of gradients "total", or of a "path"
+    )
 
 
 class Spec(NamedTuple):
@@ -105,14 +111,15 @@ class Spec(NamedTuple):
     packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
     prior: str | None = None  # N(0, I), or one for each "sample", or one "event" for all of them
     samples: str | None = None  # what the Source has of them: "ids", "keys"
+    log_prob: str | None = None  # as Terms have it
 
 
 def to_text(spec: Spec) -> str:
     """What ``from_text`` makes the same Spec of. (Plain formatting: torch.compile traces it.)"""
     sample, reduction, mean_over, batch_dims, form, clamp, backend, has_eps, packed, *rest = spec
     lo, hi = (None, None) if clamp is None else clamp
-    terms, (prior, samples) = f"{sample};{reduction};{mean_over}", rest
-    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed};{prior};{samples}"
+    terms, others = f"{sample};{reduction};{mean_over}", ";".join(str(word) for word in rest)
+    return f"{terms};{batch_dims};{form};{lo};{hi};{backend};{has_eps};{packed};{others}"
 
 
 @lru_cache(maxsize=1024)
@@ -148,8 +155,8 @@ def sizes(shape: torch.Size, batch_dims: int) -> tuple[int, int]:
 
 
 def kl_shape(spec: Spec, shape: torch.Size) -> torch.Size:
-    """Of kl, for a mu of this shape."""
-    if spec.reduction == "none":
+    """Of kl, for a mu of this shape; or of either log density."""
+    if spec.reduction == "none" or spec.log_prob is not None:
         return shape[: spec.batch_dims]
     return shape[spec.batch_dims :] if spec.reduction == "per_dim" else torch.Size()
 
@@ -187,9 +194,20 @@ def compute_dtype(*inputs: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
-def needed(needs: Needs, upstream: Outputs) -> Needs:
-    """But of what no upstream gradient reaches: z has no part in the prior, the KLs none in eps."""
+def of_mean_shape(spec: Spec, shape: torch.Size) -> torch.Size:
+    """Of kl_of_mean, or log_p."""
+    return torch.Size() if spec.log_prob is None else kl_shape(spec, shape)
+
+
+def needed(spec: Spec, needs: Needs, upstream: Outputs) -> Needs:
+    """But of what no upstream gradient reaches: z has no part in the prior, the KLs none in eps;
+    nor log_q in the prior.
+    """
     dz, dkl, dkl_of_mean = upstream
+    if spec.log_prob is not None:
+        has_log_p = dkl_of_mean is not None
+        mu, scale, eps, mean, prior_scale = needs
+        return Needs(mu, scale, eps, mean and has_log_p, prior_scale and has_log_p)
     has_kl = dkl is not None or dkl_of_mean is not None
     mu, scale, eps, mean, prior_scale = needs
     return Needs(mu, scale, eps and dz is not None, mean and has_kl, prior_scale and has_kl)

@@ -334,18 +334,18 @@ def compute(
             road = _roads.road(*given)
     if eps is not None or any(part is not None for part in source):
         source = checked(mu, eps, source, batch_dims)
-        if not terms.sample:
+        if not terms[0]:
             source = _of_torch
         elif source.samples is not None:
             road = _roads.road(*given, source.samples)
     bounds = None if clamp is None else _validate.clamp_bounds(clamp, given)
     known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
     backend = known or _validate.resolve_backend(backend, mu.device)
-    sample, reduction, mean_over = terms
+    sample, reduction, mean_over, log_prob = terms
     has_eps = eps is not None
     spec = Spec(
         sample, reduction, mean_over, batch_dims, form, bounds, backend, has_eps, None, kind,
-        source.kind,
+        source.kind, log_prob,
     )  # fmt: skip
     results = _ops.run(road, spec, given, source)
     return results if z_dtype is None else _cast(results, z_dtype)
@@ -399,7 +399,7 @@ def compute_moments(
     road = _roads.road(*storage, source.samples)
     backend = _validate.resolve_backend(backend, moments.device)
     has_eps = eps is not None
-    spec = Spec(*terms, batch_dims, form, bounds, backend, has_eps, dim, kind, source.kind)
+    spec = Spec(*terms[:3], batch_dims, form, bounds, backend, has_eps, dim, kind, source.kind)
     return _cast(_ops.run(road, spec, storage, source), z_dtype)
 
 

@@ -1,15 +1,16 @@
 """CPU kernels, compiled by numba: the twin of ``kernels/X.py`` is ``kernels/cpu/X.py``.
 
 Reading order: ``walk`` (how work is divided), ``gaussian``, ``forms``, ``prior``, ``philox``,
-``reduction``, ``tile``, then ``forward``, ``gradients``, ``backward`` and ``statistics``. Below
-them: ``plan`` (what the host tells them), ``numeric``, ``storage`` and ``memory`` (numbers, dtypes,
-addresses), ``team`` (threads), ``mode`` (rounding) and ``cache`` (compiled code on disk).
+``reduction``, ``tile``, then ``forward``, ``gradients``, ``backward``, ``log_prob``,
+``log_prob_backward`` and ``statistics``. Below them: ``plan`` (what the host tells them),
+``numeric``, ``storage`` and ``memory`` (numbers, dtypes, addresses), ``team`` (threads), ``mode``
+(rounding) and ``cache`` (compiled code on disk).
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import backward, forward, statistics
+from . import backward, forward, log_prob, log_prob_backward, statistics
 from .cache import keep_on_disk
 from .forms import FORMS
 from .memory import BLOCK
@@ -31,6 +32,8 @@ __all__ = [
     "FORMS",
     "FORWARD",
     "FORWARD_TO_PRIOR",
+    "LOG_PROB",
+    "LOG_PROB_BACKWARD",
     "NONE",
     "STATISTICS",
     "WORKERS",
@@ -57,8 +60,16 @@ FORWARD_TO_PRIOR = Kernel(
 BACKWARD_TO_PRIOR = Kernel(
     backward.backward_to_prior_kernel, backward.PRIOR_BUFFERS, backward.scratch_size
 )
+LOG_PROB = Kernel(log_prob.log_prob_forward_kernel, log_prob.BUFFERS, log_prob.scratch_size)
+LOG_PROB_BACKWARD = Kernel(
+    log_prob_backward.log_prob_backward_kernel,
+    log_prob_backward.BUFFERS,
+    log_prob_backward.scratch_size,
+)
 STATISTICS = Kernel(statistics.statistics_kernel, statistics.BUFFERS, statistics.scratch_size)
 COLUMN_SUMS = statistics.COLUMN_SUMS
 
-for _kernel in (FORWARD, BACKWARD, FORWARD_TO_PRIOR, BACKWARD_TO_PRIOR, STATISTICS):
+for _kernel in (
+    FORWARD, BACKWARD, FORWARD_TO_PRIOR, BACKWARD_TO_PRIOR, LOG_PROB, LOG_PROB_BACKWARD, STATISTICS,
+):  # fmt: skip
     keep_on_disk(_kernel.run)

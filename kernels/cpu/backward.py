@@ -30,7 +30,7 @@ from .prior import (
 )
 from .reduction import add_rows, copy, repeat, side_by_side
 from .team import on_team
-from .tile import Place, deliver, move_run, read_run, source, target
+from .tile import Place, deliver, move_run, read_rows, read_run, source, target
 from .walk import TILES, join, pieces, places, tile_sums, workspace
 
 # Blocks of a worker's memory.
@@ -111,17 +111,6 @@ def of_mean_gradients(plan, piece, own, tensors, prior, dkl, of_mean):
 
 
 @njit(**JIT)
-def read_rows(plan, place, address, dkl):
-    """The upstream gradient of each row's KL, for each element of a block."""
-    step, zero = plan.dkl_row, dkl.dtype.type(0)
-    if plan.event == 1:
-        read_run(address, place.row * step, step, dkl[: place.rows])
-        return
-    for r in range(place.rows):
-        dkl[r * place.cols : (r + 1) * place.cols] = read(address, (place.row + r) * step, zero)
-
-
-@njit(**JIT)
 def read_columns(plan, piece, address, dkl):
     """The upstream gradient of each column's KL, for each element of a block."""
     cols, step, denominator = piece.cols, plan.dkl_row, dkl.dtype.type(plan.denominator)
@@ -165,14 +154,13 @@ def gradients_to(plan, own, prior, dprior, place, scale, mu, eps, sent, out):
 
 
 @njit(**JIT)
-def finish_prior(plan, piece, own, sums, scratch, dprior):
+def finish_prior(plan, piece, values, sums, scratch, dprior):
     """After a piece: the gradients of a prior that samples share, if all ranges of the tile are
-    done.
+    done. `values`: room for a row.
     """
     n = piece.cols
     if not tile_sums(plan, piece, sums, scratch[TILES + plan.tiles :], scratch):
         return
-    values = block(own, DMEAN, n)
     for tensor, of_tile in zip(dprior, sums):
         if tensor.address != 0:
             copy(of_tile[:n], values)
@@ -221,7 +209,7 @@ def work(plan, space, tensors, prior, dprior):
             elif is_drawn:
                 noise(key, place, of_noise, b_eps)
             if has_dkl and plan.per_row != 0:
-                read_rows(plan, place, dkl, b_dkl)
+                read_rows(place, dkl, plan.dkl_row, b_dkl)
             b_mu = source(mu, place, block(own, MU, n)) if has_dkl else block(own, MU, n)
             b_dz = source(dz, place, block(own, DZ, n)) if has_dz else block(own, DZ, n)
             b_scale = source(scale, place, block(own, SCALE, n))
@@ -264,7 +252,7 @@ def work(plan, space, tensors, prior, dprior):
                     deliver(dprior.scale, place, b_dprior_scale)
         if prior is not None:
             if plan.prior_sums != 0:
-                finish_prior(plan, piece, own, sums, scratch, dprior)
+                finish_prior(plan, piece, block(own, DMEAN, piece.cols), sums, scratch, dprior)
 
 
 @njit(**KERNEL)

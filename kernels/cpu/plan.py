@@ -32,7 +32,10 @@ class Plan(NamedTuple):
     per_col: int  # 1: for each element of an event
     mean_over: int  # NONE, BATCH, ALL
     denominator: int  # of kl
-    dkl_row: int  # stride of the upstream gradient of kl, where it is no number
+    dkl_row: int  # stride of the upstream gradient of kl, where it is no number, or of log_q
+    dlog_p_row: int
+    by_path: int  # 1: log_q holds its parameters
+    period: int  # rows of one draw, whose parameters all draws have; 0: each row has its own
     form: int  # of the scale: a number of ``forms``
     keyed: int  # 1: each row has a noise key of its own
     prior_sums: int  # 1: gradients of the prior are wanted, and are sums over the samples

@@ -57,6 +57,17 @@ def read_run(address, first, step, values):
 
 
 @njit(**JIT)
+def read_rows(place, address, step, values):
+    """One element of an array of the same dtype for each row of a block, in all of the row."""
+    rows, cols, zero = place.rows, place.cols, values.dtype.type(0)
+    if place.event == 1:
+        read_run(address, place.row * step, step, values[:rows])
+        return
+    for r in range(rows):
+        values[r * cols : (r + 1) * cols] = read(address, (place.row + r) * step, zero)
+
+
+@njit(**JIT)
 def move_run(address, kind, first, step, values, store):
     """Element first + i step = values[i], rounded; or, not to be stored, the other way, widened."""
     if kind == F32:

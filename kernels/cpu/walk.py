@@ -121,3 +121,17 @@ def places(plan, piece):
     for row in range(piece.first_row, piece.end_row, piece.block_rows):
         rows = min(piece.block_rows, piece.end_row - row)
         yield Place(row, rows, piece.col, piece.cols, plan.event, plan.inner)
+
+
+@njit(**JIT)
+def places_of_draws(plan, piece):
+    """The same, each with where its parameters are: of one draw, which no block goes beyond."""
+    row = piece.first_row
+    while row < piece.end_row:
+        rows, own = min(piece.block_rows, piece.end_row - row), row
+        if plan.period != 0:
+            own = row % plan.period
+            rows = min(rows, plan.period - own)
+        here = Place(row, rows, piece.col, piece.cols, plan.event, plan.inner)
+        yield here, Place(own, rows, piece.col, piece.cols, plan.event, plan.inner)
+        row += rows

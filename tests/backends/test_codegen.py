@@ -18,6 +18,7 @@ import pytest
 
 from paths import BENCH
 
+KERNELS = {"forward", "backward", "log_prob", "log_prob_backward", "statistics"}
 CEILINGS = json.loads((BENCH / "codegen_ceilings.json").read_text())
 TARGETS = {"subset": ["sm_90", "gfx942"], "all": ["sm_80", "sm_90", "sm_100", "gfx942"]}
 
@@ -60,19 +61,19 @@ def nvidia(rows):
 
 
 def draws_noise(row):
-    """Is noise drawn: z wanted and eps not given; in backward, also used for dlogvar?"""
+    """Is noise drawn: z wanted and eps not given; in backward of KLs, also used for dlogvar?"""
     words = row["variant"].split()
     if "z" not in words or "given" in words:
         return False
     used = re.search(r"used=(\d)\d\d\d(\d)", row["variant"])
-    return row["kernel"] == "forward" or used is None or used.groups() == ("1", "1")
+    return row["kernel"] != "backward" or used is None or used.groups() == ("1", "1")
 
 
 def test_every_target_and_kernel(rows, targets):
     assert {r["target"] for r in rows} == set(targets)
     for target in targets:
         kernels = {r["kernel"] for r in rows if r["target"] == target}
-        assert kernels == {"forward", "backward", "statistics"}
+        assert kernels == KERNELS
 
 
 def programs(row, more=0):
@@ -141,11 +142,15 @@ def test_barrier_before_every_atomic(rows):
     reduced = [r for r in several if "kl=batchmean" in r["variant"] or "of_mean" in r["variant"]]
     assert reduced
     reduced += [r for r in rows if re.search(" (many|rows) statistics", r["variant"])]
+    parts_of_rows = [r for r in rows if r["kernel"] == "log_prob" and " cols " in r["variant"]]
+    assert parts_of_rows
+    reduced += parts_of_rows
     assert not failing(reduced, lambda r: r["atomics"] >= 1)
     # Backward has sums where samples share a prior.
-    sums = [r for r in rows if r["kernel"] == "backward" and "prior=event" in r["variant"]]
-    assert sums
-    alone = [r for r in rows if " one " in r["variant"] or r["kernel"] == "backward"]
+    back = [r for r in rows if r["kernel"] in ("backward", "log_prob_backward")]
+    sums = [r for r in back if "prior=event" in r["variant"]]
+    assert {r["kernel"] for r in sums} == {"backward", "log_prob_backward"}
+    alone = [r for r in rows if " one " in r["variant"] or r in back]
     assert not failing([r for r in alone if r not in sums], lambda r: r["atomics"] == 0)
     assert not failing(
         [r for r in sums if " one " not in r["variant"]], lambda r: r["atomics"] >= 1
@@ -169,8 +174,11 @@ def test_wide_variants_count_programs_in_int64(rows):
 
 
 def test_one_philox_call_for_four_elements(rows):
-    """Ten multiplies of each kind a group; a few of the first round are shared by all groups."""
-    for row in nvidia(rows):
+    """Ten multiplies of each kind a group; a few of the first round are shared by all groups.
+
+    (Where each row has a key, the halves of one are masked, and LLVM writes other products.)
+    """
+    for row in nvidia(r for r in rows if "samples=keys" not in r["variant"]):
         groups = row["elements_per_thread"] / 4
         label = (row["target"], row["kernel"], row["variant"])
         if draws_noise(row):
@@ -189,7 +197,7 @@ def test_no_slow_path_in_float32(rows):
     chosen = [r for r in nvidia(rows) if not r["variant"].startswith("fp64")]
     chosen = [r for r in chosen if r["kernel"] != "statistics"]  # in float64 throughout
     assert not failing(chosen, lambda r: r["calls"] == 0)
-    chosen = [r for r in chosen if not re.search("scale=(std|var)", r["variant"])]
+    chosen = [r for r in chosen if not re.search("scale=(std|var)|=path", r["variant"])]
     assert not failing(chosen, lambda r: r["branches_in_loop"] <= 2)
 
 

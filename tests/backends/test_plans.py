@@ -46,6 +46,7 @@ def fuzz(target, count):
 
     _validate._interpreting = lambda: True  # CPU tensors may go to the Triton path
     counts, used = [0, 0], []
+    log_prob = vaekl.reparameterize_log_prob
     plain = launcher.Launch.__call__
 
     def checked(launch, tensors, *others):
@@ -68,6 +69,11 @@ def fuzz(target, count):
         start = rng.choice([0, 0, 1])
         count = max(1, torch.Size(shape).numel())
         return torch.zeros(count + start, dtype=dtype)[start : start + count].view(shape)
+
+    def ids(count):
+        """At 16 bytes or one element past."""
+        start = rng.choice([0, 1])
+        return torch.arange(count + start)[start:]
 
     def moved(saved):
         """What a hook gives back; the key and the means at 16 bytes or one element past."""
@@ -93,11 +99,17 @@ def fuzz(target, count):
             shape = mu.shape[1:] if kl_of_mean or rng.random() < 0.5 else mu.shape
             prior = [tensor(shape, dtype).detach().requires_grad_() for _ in range(2)]
             options["prior"] = tuple(prior)
+        if len(inputs) == 2 and rng.random() < 0.25:
+            function, options["path_derivative"] = log_prob, rng.random() < 0.5
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, moved)
-        options["reduction"] = rng.choice(["none", "batchmean", "per_dim"])
+        if function is not log_prob:
+            options["reduction"] = rng.choice(["none", "batchmean", "per_dim"])
+            options["kl_of_mean"] = kl_of_mean
+            if "seed" in noise and rng.random() < 0.3:
+                noise["sample_ids"] = ids(mu.shape[0])
         with hooks if rng.random() < 0.3 else contextlib.nullcontext():
             for _ in range(2):  # the second finds what the first has left
-                out = function(*inputs, kl_of_mean=kl_of_mean, backend="triton", **noise, **options)
+                out = function(*inputs, backend="triton", **noise, **options)
                 outputs = [o for o in out if o is not None]
                 used = rng.sample(outputs, rng.randrange(1, len(outputs) + 1))
                 upstream = [tensor(o.shape, o.dtype) for o in used]

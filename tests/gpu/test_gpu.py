@@ -97,6 +97,31 @@ def test_one_launch_each_way(shape, reduction, mean_over, noise, device, unpoiso
     assert [name.split("_kernel")[0] for name in names] == ["forward", "backward"], names
 
 
+@pytest.mark.parametrize("prior", [None, "sample", "event"])
+@pytest.mark.parametrize("shape", [(128, 20), (1000, 700), (50, 128, 20), (3, 9000)])
+def test_log_densities_are_one_launch_each_way(shape, prior, device, unpoisoned):
+    """Against eager, too; draws of one sample are read where they are."""
+    batch_dims = len(shape) - 1
+    mu, logvar = (t.expand(shape) for t in make_inputs(shape[-2:], device=device))
+    eps, given = torch.randn(shape, device=device), [mu, logvar]
+    if prior is not None:
+        given += make_inputs(shape if prior == "sample" else shape[-1:], device=device, seed=1)
+
+    def call(backend, *given):
+        return vaekl.reparameterize_log_prob(
+            *given[:2], prior=given[2:] or None, eps=eps, batch_dims=batch_dims, backend=backend
+        )
+
+    ours = lambda: step(lambda *x: call("triton", *x), given).tensors  # noqa: E731
+    ours()  # compiles
+    device_work(ours)
+    names = [name.split("_kernel")[0] for name in device_work(ours)]
+    assert [n for n in names if "log_prob" in n] == ["log_prob_forward", "log_prob_backward"], names
+    eager = step(lambda *x: call("eager", *x), given).tensors
+    for a, b in zip(ours(), eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(128, 20), (1000, 700), (20_000, 33), (3, 9000)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_statistics_are_one_launch(shape, dtype, device, unpoisoned):

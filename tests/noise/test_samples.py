@@ -45,6 +45,13 @@ def test_the_oracles_noise(shape, batch_dims, dtype, backend, config, device):
     )
 
 
+def test_events_of_several_tiles(backend, device):
+    mu, ids = zeros((3, 5000), torch.float32, device), ids_of((3, 5000), 1, device)
+    z = vaekl.reparameterize(mu, mu, seed=1, sample_ids=ids, backend=backend)
+    exact = normal(1, SEED_OFFSET, 3, 5000, to_numpy(ids).astype(np.int64))
+    assert np.abs(to_numpy(z) - exact).max() <= EPS_BUDGET[torch.float32]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("reduction", ["none", "batchmean", "per_dim"])
 def test_a_step(reduction, packed, backend, config, device):
@@ -251,9 +258,10 @@ def test_bad_input(name):
             call()
 
 
-def test_a_list_of_generators_is_one_launch(auto, monkeypatch, device):
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (5, 2, 50, 60)])
+def test_a_list_of_generators_is_one_launch(shape, auto, monkeypatch, device):
     """Where no mode looks on; a mode, and an eager backend, have a launch for each sample."""
-    parameters = torch.randn(5, 4, 3, 2, device=device, requires_grad=True)
+    parameters = torch.randn(shape, device=device, requires_grad=True)
     posterior = DiagonalGaussianDistribution(parameters)
     launches, forward = [], _plans.forward
     monkeypatch.setattr(_plans, "forward", lambda *x: launches.append(x) or forward(*x))

@@ -15,7 +15,7 @@ from vaekl._roads import is_in_vmap, is_recorded, is_subclass, is_traced
 from vaekl._spec import Key, Operands, Outputs, Source, Spec, compute_dtype, sample_dtype, sizes
 from vaekl.kernels.coefficients import PHI_F64
 
-from . import eager, formulas, keeps_noise
+from . import densities, eager, formulas, keeps_noise
 from .forms import clamped_logvar
 
 
@@ -61,9 +61,12 @@ def forward(spec: Spec, x: Operands, source: Source) -> Outputs:
     given = x
     if spec.sample and x.eps is None:
         given = x._replace(eps=_noise(spec, x, source))
-    outputs, _ = formulas.outputs(
-        spec, given, dtype, lambda logvars: [phi(v) for v in logvars], clamped_logvar
-    )
+    if spec.log_prob is not None:
+        outputs = densities.outputs(spec, given, dtype, is_composed=True)
+    else:
+        outputs, _ = formulas.outputs(
+            spec, given, dtype, lambda logvars: [phi(v) for v in logvars], clamped_logvar
+        )
     if outputs.z is None:
         return outputs
     return outputs._replace(z=outputs.z.to(sample_dtype(*x[:3])))

@@ -53,20 +53,13 @@ if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
 
 from vaekl.kernels import cpu as kernels
 
-from .launch import Launch
+from . import cpu_log_prob as log_prob
+from .launch import Launch, addresses, dtype_of
 
 
 def why_not(device: str) -> str | None:
     """Nothing, once it is imported."""
     return None
-
-
-def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    return tuple([0 if t is None else t.data_ptr() for t in tensors])
-
-
-def _dtype(tensor: Tensor | None) -> torch.dtype:
-    return torch.float32 if tensor is None else tensor.dtype
 
 
 class _SizedForward(NamedTuple):
@@ -123,7 +116,7 @@ class _ForwardPlan:
             seed,
             offset,
             0 if samples is None else samples.data_ptr(),
-            *(() if prior_mean is None else _addresses(prior_mean, prior_scale)),
+            *(() if prior_mean is None else addresses(prior_mean, prior_scale)),
         )
         return Outputs(z, kl, kl_of_mean), Saved(key, means)
 
@@ -150,7 +143,7 @@ class _ForwardPlan:
         arrangement = arrange_forward(spec, x)
         if arrangement is None:
             raise RuntimeError("tensors of another layout than those that were planned for")
-        inputs, of_prior = [_dtype(t) for t in x[:3]], [_dtype(t) for t in x[3:]]
+        inputs, of_prior = [dtype_of(t) for t in x[:3]], [dtype_of(t) for t in x[3:]]
         dtypes = (*inputs, sample_dtype(*x[:3]), *of_prior)
         kernel = kernels.FORWARD if spec.prior is None else kernels.FORWARD_TO_PRIOR
         launch = Launch(kernel, spec, arrangement, dtypes, self.scalar.dtype, spec.clamp)
@@ -162,7 +155,7 @@ class _ForwardPlan:
 def forward(spec: Spec, x: Operands) -> Forward:
     """A plan for tensors like these."""
     if arrange_forward(spec, x) is not None:
-        return _ForwardPlan(spec, x)
+        return _ForwardPlan(spec, x) if spec.log_prob is None else log_prob.forward(spec, x)
     part = of_slices(spec, x)
     if part is None:
         return forward_of_copies(spec, forward)
@@ -191,7 +184,7 @@ class _BackwardPlan:
         d_mu, d_scale, d_eps, d_prior_mean, d_prior_scale = gradients
         of_prior: tuple[int, ...] = ()
         if self.to_prior:
-            of_prior = _addresses(prior_mean, prior_scale, d_prior_mean, d_prior_scale)
+            of_prior = addresses(prior_mean, prior_scale, d_prior_mean, d_prior_scale)
         launch(
             mu.data_ptr(),
             scale.data_ptr(),
@@ -229,8 +222,8 @@ class _BackwardPlan:
         arrangement = arrange_backward(spec, x, upstream, self.needs, into)
         if arrangement is None:
             raise RuntimeError("tensors of another layout than those that were planned for")
-        inputs, of_prior = [_dtype(t) for t in x[:3]], [_dtype(t) for t in x[3:]]
-        dtypes = (*inputs, _dtype(upstream.z), *inputs, *of_prior, *of_prior)
+        inputs, of_prior = [dtype_of(t) for t in x[:3]], [dtype_of(t) for t in x[3:]]
+        dtypes = (*inputs, dtype_of(upstream.z), *inputs, *of_prior, *of_prior)
         kernel = kernels.BACKWARD_TO_PRIOR if self.to_prior else kernels.BACKWARD
         sums = spec.prior == "event" and (self.needs.prior_mean or self.needs.prior_scale)
         launch = Launch(
@@ -247,6 +240,8 @@ def backward(
 ) -> Backward:
     """A plan for tensors like these."""
     if arrange_backward(spec, x, upstream, needs, into) is not None:
+        if spec.log_prob is not None:
+            return log_prob.backward(spec, x, upstream, needs, into)
         return _BackwardPlan(spec, needs, upstream)
     part = of_slices(spec, x)
     if part is None or upstream.kl is None:
@@ -262,7 +257,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         return statistics(mu, logvar, batch_dims)
     shape = (kernels.COLUMN_SUMS + 1, arrangement.view.event)
     out = torch.empty(shape, dtype=torch.float64, device="cpu")
-    spec = Spec(*Terms(), batch_dims, "logvar", None, "cpu")
+    spec = Spec(*Terms()[:3], batch_dims, "logvar", None, "cpu")
     dtypes, bounds = (mu.dtype, logvar.dtype), LOGVAR_RANGE
     launch = Launch(kernels.STATISTICS, spec, arrangement, dtypes, torch.float64, bounds)
     launch(mu.data_ptr(), logvar.data_ptr(), out.data_ptr())

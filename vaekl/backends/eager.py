@@ -34,7 +34,7 @@ from vaekl._spec import (
 )
 from vaekl.kernels.coefficients import PHI_F64
 
-from . import formulas
+from . import densities, formulas
 from .forms import bounded_logvar
 from .protocol import Backward, Forward
 
@@ -204,7 +204,11 @@ def forward(spec: Spec, like: Operands) -> Forward:
         if spec.sample and x.eps is None:
             drawn = draw_noise(spec, x, source)
             x = x._replace(eps=formulas.shaped(drawn, x.mu, spec.batch_dims))
-        found = _forward_in_blocks(spec, x, z_dtype) if _is_large(x) else None
+        found: tuple[Outputs, Tensor | None] | None
+        if spec.log_prob is not None:
+            found = densities.outputs(spec, x, dtype), None
+        else:
+            found = _forward_in_blocks(spec, x, z_dtype) if _is_large(x) else None
         if found is None:
             found = formulas.outputs(spec, x, dtype, phi_of_each)
         outputs, means = found
@@ -249,9 +253,11 @@ def backward(
     spec: Spec, like: Operands, upstream: Outputs, needs: Needs, into: Into | None
 ) -> Backward:
     """``formulas.gradients`` of these."""
-    needs = needed(needs, upstream)
+    needs = needed(spec, needs, upstream)
 
     def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
+        if spec.log_prob is not None:
+            return densities.gradients(spec, x, saved, upstream, needs)
         x, found = formulas.with_noise(spec, x, saved), None
         if _is_large(x):
             out = [torch.empty_like(t) if n and t is not None else None for t, n in zip(x, needs)]

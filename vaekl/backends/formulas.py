@@ -230,7 +230,7 @@ def weights(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> Weights
     return Weights(dz, dkl, of_mean)
 
 
-def _plus(
+def plus(
     total: Tensor | None, a: Tensor, b: Tensor, value: float = 1.0, out: Tensor | None = None
 ) -> Tensor:
     """total + value a b, in one pass over memory if there is a total or a is small."""
@@ -261,17 +261,17 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
         if prior is not None:
             far = prior.far(m)
             slope = far * prior.root
-            d_prior_mean = _plus(d_prior_mean, weights.kl, slope, -1.0)
+            d_prior_mean = plus(d_prior_mean, weights.kl, slope, -1.0)
             of_both = torch.addcmul(expm1, far, far)
-            d_prior_logvar = _plus(d_prior_logvar, weights.kl, of_both, -0.5)
-        d_mu = _plus(d_mu, weights.kl, slope, out=out_mu)
-        d_logvar = _plus(d_logvar, weights.kl, expm1, 0.5, out_logvar)
+            d_prior_logvar = plus(d_prior_logvar, weights.kl, of_both, -0.5)
+        d_mu = plus(d_mu, weights.kl, slope, out=out_mu)
+        d_logvar = plus(d_logvar, weights.kl, expm1, 0.5, out_logvar)
     if weights.dz is not None and noise is not None:
         dz, std = weights.dz.to(dtype), std_of(spec, s, v)
         d_eps = dz * std
         d_mu = dz if d_mu is None else torch.add(d_mu, dz, out=out_mu)
         if form.direct is None:
-            d_logvar = _plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
+            d_logvar = plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
         else:
             d_std = form.direct.std_slope(dz * noise.to(dtype), std)
     d_scale = d_std
@@ -302,6 +302,18 @@ def gradients(
     weighed = weights(spec, x, saved, upstream)
     is_theirs = into is not None and into.mu.dtype == compute_dtype(*x)  # partial sums, too
     found = of_elements(spec, with_noise(spec, x, saved), weighed, into if is_theirs else None)
+    return of_operands(spec, x, found, upstream.z, needs, into)
+
+
+def of_operands(
+    spec: Spec,
+    x: Operands,
+    found: Gradients,
+    dz: Tensor | None,
+    needs: Needs,
+    into: Into | None = None,
+) -> Gradients:
+    """Those of elements as the operands have them: dtype, layout, sums over what is shared."""
     given, targets = [], (*(into or (None, None)), None, None, None)
     for i, (values, model, is_needed, target) in enumerate(zip(found, x, needs, targets)):
         if values is None or model is None or not is_needed:
@@ -311,7 +323,7 @@ def gradients(
             values = values.expand(x.mu.shape)
             values = (values.sum(samples) if samples else values).to(model.dtype).contiguous()
         elif target is None:
-            if values is upstream.z:  # no gradient may be the tensor that came in
+            if values is dz:  # no gradient may be the tensor that came in
                 values = values.clone()
             if values.shape != x.mu.shape:
                 values = values.expand(x.mu.shape)

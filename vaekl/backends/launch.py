@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vaekl._spec import Spec, kl_denominator
 from vaekl.kernels import cpu as kernels
@@ -35,6 +36,16 @@ MOST_PIECES = 512
 #: Rows of a range where each column has sums of its own, which are few bytes beside so many rows;
 #: fewer if there would not be as many ranges.
 ROWS_OF_SUMS, RANGES_OF_SUMS = 32, 16
+
+
+def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """0 of one that is absent."""
+    return tuple([0 if t is None else t.data_ptr() for t in tensors])
+
+
+def dtype_of(tensor: Tensor | None) -> torch.dtype:
+    """Any of one that is absent."""
+    return torch.float32 if tensor is None else tensor.dtype
 
 
 class Launch:
@@ -80,6 +91,9 @@ class Launch:
             _MEAN_OVER[spec.mean_over],
             kl_denominator(spec.reduction, batch, event),
             arrangement.dkl_row,
+            arrangement.dlog_p_row,
+            spec.log_prob == "path",
+            view.period,
             kernels.FORMS[spec.form],
             spec.samples == "keys",
             prior_sums,
@@ -94,6 +108,7 @@ class Launch:
         self.is_resizable = (
             spec.batch_dims == 1
             and spec.prior is None
+            and spec.log_prob is None
             and spec.reduction != "per_dim"
             and _is_small(batch, event)
             and strides_of_rows.issuperset(arrangement.strides)

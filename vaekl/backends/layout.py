@@ -34,6 +34,8 @@ class View(NamedTuple):
     channels: int = 1
     #: Samples in a row, each in `inner` columns.
     beside: int = 1
+    #: Rows of one of several draws, where parameters have those of one alone; 0 elsewhere.
+    period: int = 0
 
     @property
     def split(self) -> bool:
@@ -150,6 +152,25 @@ def view(shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...]) 
         strides=tuple((row[i + 1], outer[i + 1], inner[i + 1]) for i in range(count)),
         wide=max(span, row[0] * event) >= NARROW_OFFSETS,
     )
+
+
+@lru_cache(maxsize=256)
+def view_of_draws(
+    shape: tuple[int, ...], batch_dims: int, strides: tuple[Strides, ...], own: tuple[bool, ...]
+) -> View | None:
+    """The View where tensors that are `own` have one draw's rows, expanded to several draws, and
+    the others all rows; None where that is not so, or three strides are too few.
+    """
+    rows = _merge(shape, strides, range(batch_dims))
+    if len(rows) != 2:
+        return None
+    (draws, *of_draws), (period, *of_rows) = rows
+    for is_own, of_draw, row in zip(own, of_draws, of_rows):
+        if of_draw != (0 if is_own else row * period):
+            return None
+    flat = tuple((row, *each[batch_dims:]) for row, each in zip(of_rows, strides))
+    found = view((draws * period, *shape[batch_dims:]), 1, flat)
+    return None if found is None else found._replace(period=period)
 
 
 def in_memory_order(view: View) -> View:

@@ -28,7 +28,8 @@ class Arrangement(NamedTuple):
     view: layout.View
     strides: list[tuple[int, int, int]]
     like_mu: bool = False  # every gradient has its layout, not that of its own input
-    dkl_row: int = 0  # stride of the upstream gradient of kl
+    dkl_row: int = 0  # stride of the upstream gradient of kl, or of log_q
+    dlog_p_row: int = 0
 
 
 def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
@@ -44,14 +45,18 @@ def spread(spec: Spec, x: Operands) -> Operands:
 
 
 def _arrange(
-    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], mu: Tensor, batch_dims: int
+    tensors: Sequence[Tensor | None], mu: Tensor, batch_dims: int, parameters: Sequence[int] = ()
 ) -> Arrangement | None:
-    tensors = [*inputs, *outputs]
-    view = layout.view(tuple(mu.shape), batch_dims, _strides(tensors))
+    """`parameters`: which of them may be one draw's, if there are several."""
+    shape, strides = tuple(mu.shape), _strides(tensors)
+    view = layout.view(shape, batch_dims, strides)
+    if view is None and parameters:
+        own = tuple(i in parameters for i, t in enumerate(tensors) if t is not None)
+        view = layout.view_of_draws(shape, batch_dims, strides, own)
     if view is None:
         return None
-    strides = iter(view.strides)
-    return Arrangement(view, [_NO_STRIDES if t is None else next(strides) for t in tensors])
+    found = iter(view.strides)
+    return Arrangement(view, [_NO_STRIDES if t is None else next(found) for t in tensors])
 
 
 def _are_rows(x: Operands, batch_dims: int) -> bool:
@@ -74,18 +79,40 @@ def _rows(mu: Tensor, present: tuple[bool, ...]) -> Arrangement:
     return Arrangement(view, [strides if is_there else _NO_STRIDES for is_there in present])
 
 
+def _parameters(spec: Spec, prior_at: int) -> tuple[int, ...]:
+    """Of tensors arranged, mu, the scale and a prior, where kernels can read them once a draw."""
+    if spec.log_prob is None:
+        return ()
+    return (0, 1, prior_at, prior_at + 1) if spec.prior == "sample" else (0, 1)
+
+
 def arrange_forward(spec: Spec, x: Operands) -> Arrangement | None:
     """Of mu, scale, eps, z and the prior; None where a tensor has to be copied first."""
     if _are_rows(x, spec.batch_dims):
         return _rows(x.mu, (True, True, x.eps is not None, spec.sample, False, False))
     z = torch.empty_like(x.mu) if spec.sample else None
     *inputs, mean, scale = spread(spec, x)
-    return _arrange([*inputs, z, mean, scale], [], x.mu, spec.batch_dims)
+    parameters = _parameters(spec, prior_at=4)
+    return _arrange([*inputs, z, mean, scale], x.mu, spec.batch_dims, parameters)
 
 
 def arrange_inputs(mu: Tensor, logvar: Tensor, batch_dims: int) -> Arrangement | None:
     """Of mu and logvar; None where a tensor has to be copied first."""
-    return _arrange([mu, logvar], [], mu, batch_dims)
+    return _arrange([mu, logvar], mu, batch_dims)
+
+
+def _rows_of(gradients: Sequence[Tensor | None]) -> tuple[list[int], bool] | None:
+    """The one stride of each (0 of a number), and is any beyond narrow offsets?"""
+    rows, wide = [], False
+    for gradient in gradients:
+        row = 0
+        if gradient is not None and gradient.dim():
+            found = layout.view(tuple(gradient.shape), gradient.dim(), (gradient.stride(),))
+            if found is None:
+                return None
+            row, wide = found.strides[0][0], wide or found.wide
+        rows.append(row)
+    return rows, wide
 
 
 def arrange_backward(
@@ -95,13 +122,11 @@ def arrange_backward(
     each sample has one, its gradients. None where a tensor has to be copied first.
     """
     mu, batch_dims = x.mu, spec.batch_dims
-    dz, dkl = upstream.z, upstream.kl
-    dkl_row, wide = 0, False
-    if dkl is not None and spec.reduction in ("none", "per_dim"):
-        rows = layout.view(tuple(dkl.shape), dkl.dim(), (dkl.stride(),))
-        if rows is None:
-            return None
-        dkl_row, wide = rows.strides[0][0], rows.wide
+    dz, *of_kls = upstream
+    of_rows = _rows_of(of_kls)
+    if of_rows is None:
+        return None
+    rows, wide = of_rows
     is_number = dz is not None and not any(dz.stride())  # one for all, as of sum().backward()
     if (
         into is None
@@ -113,7 +138,7 @@ def arrange_backward(
         eps_there = needs.eps and x.eps is not None
         there = (*inputs_there, needs.mu, needs.scale, eps_there, False, False, False, False)
         rows_of = _rows(mu, there)
-        return rows_of._replace(dkl_row=dkl_row)
+        return rows_of._replace(dkl_row=rows[0], dlog_p_row=rows[1])
     # Each gradient has the layout of its input, or else that of mu.
     *inputs, prior_mean, prior_scale = spread(spec, x)
     if spec.prior != "sample":  # then they are sums
@@ -126,10 +151,11 @@ def arrange_backward(
         if into is not None:
             likes[:2] = into
         of_prior = [prior_mean, prior_scale, *likes[3:]]
-        found = _arrange([*inputs, dz, *likes[:3], *of_prior], [], mu, batch_dims)
+        tensors = [*inputs, dz, *likes[:3], *of_prior]
+        found = _arrange(tensors, mu, batch_dims, _parameters(spec, prior_at=7))
         if found is not None:
             view = found.view._replace(wide=found.view.wide or wide)
-            return found._replace(view=view, like_mu=like_mu, dkl_row=dkl_row)
+            return Arrangement(view, found.strides, like_mu, *rows)
     return None
 
 
@@ -276,8 +302,7 @@ def backward_of_copies(
 
     def run(x: Operands, saved: Saved, upstream: Outputs, into: Into | None) -> Gradients:
         copies, dz = arranged(x, upstream.z, spec.batch_dims, spec.prior)
-        dkl = None if upstream.kl is None else upstream.kl.contiguous()
-        given = Outputs(dz, dkl, upstream.kl_of_mean)
+        given = Outputs(dz, *(None if g is None else g.contiguous() for g in upstream[1:]))
         if not planned:
             planned.append(plan(spec, copies, given, needs, None))
         found = planned[0](copies, saved, given, None)

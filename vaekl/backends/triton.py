@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
-from vaekl._noise import SEED_OFFSET, draw_key
 from vaekl._spec import (
     LOGVAR_RANGE,
     Gradients,
@@ -39,6 +37,7 @@ from vaekl.kernels.statistics import SUMS, statistics_kernel
 
 from . import layout
 from . import triton_arguments as arguments
+from . import triton_log_prob as log_prob
 from .memory import allocator
 from .protocol import Backward, Forward, interpreting, told
 from .strided import (
@@ -55,7 +54,7 @@ from .strided import (
     forward_of_copies,
     in_memory_order,
 )
-from .triton_launch import Launch, is_elsewhere
+from .triton_launch import Launch, grid_of, is_elsewhere, new_key, usual_config
 from .workspace import workspaces
 
 
@@ -68,29 +67,6 @@ def why_not(device: str) -> str | None:
     except Exception as error:
         return f"needs triton with a driver and a C compiler, and its start raises {told(error)}"
     return None
-
-
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    """Of a CUDA device; there is none to ask where tensors stay on the CPU."""
-    if device.type != "cuda":
-        return layout.MULTIPROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _grid(
-    view: layout.View, config: layout.Config, device: torch.device, sums: layout.Sums
-) -> layout.Grid:
-    of_device = _multiprocessors(device)
-    return layout.grid(view.rows, view.width, config, of_device, view.channels, sums)
-
-
-def usual_config(dtype: torch.dtype) -> layout.Config:
-    """Of a computation in this dtype: float64's registers leave no room for many warps."""
-    usual = layout.current_config()
-    if dtype == torch.float64:
-        usual = replace(usual, widest=usual.tile)
-    return usual
 
 
 # Which tensors of a kernel may lie anywhere. For p_dkl and p_dkl_of_mean it compiles nothing else.
@@ -133,7 +109,7 @@ class _ForwardPlan:
         per_row = spec.reduction == "none"
         has_sums = spec.mean_over is not None or spec.reduction not in (None, "none")
         sums = layout.Sums(of_columns=has_sums, of_rows=per_row)
-        grid = _grid(view, usual_config(self.dtype), x.mu.device, sums)
+        grid = grid_of(view, usual_config(self.dtype), x.mu.device, sums)
         column_sums = view.width * _column_sums(spec)
         row_sums = view.batch if per_row else 0
         self.scratch = scratch_parts(grid.walkers, grid.ranges, column_sums, row_sums)
@@ -182,11 +158,7 @@ class _ForwardPlan:
         if self.new_z is not None:
             z = self.new_z(mu)
             if eps is None:
-                if source.seed is None:
-                    seed, offset, on_device = draw_key(device, source)
-                else:  # as there, in a third of the time
-                    seed, offset = source.seed, SEED_OFFSET
-                key = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
+                seed, offset, on_device, key = new_key(device, source)
         if self.kl is not None:
             kl = torch.empty_strided(*self.kl, dtype=dtype, device=device)
         if self.means is not None:
@@ -210,6 +182,8 @@ def forward(spec: Spec, x: Operands) -> Forward:
     if arrangement is None:
         return forward_of_copies(spec, forward)
     arrangement = in_memory_order(arrangement)
+    if spec.log_prob is not None:
+        return log_prob.forward(spec, arrangement, x)
     if spec.reduction != "none" and spec.samples is None:
         is_drawn = spec.sample and x.eps is None
         arrangement = _in_full_rows(arrangement, _column_sums(spec) > 0, is_drawn)
@@ -224,6 +198,8 @@ def backward(
     if arrangement is None:
         return backward_of_copies(spec, needs, backward)
     arrangement = in_memory_order(arrangement)
+    if spec.log_prob is not None:
+        return log_prob.backward(spec, arrangement, x, upstream, needs)
     is_drawn = x.eps is None and upstream.z is not None and needs.scale
     has_rows = spec.reduction == "none" and upstream.kl is not None
     has_sums = spec.prior == "event" and (needs.prior_mean or needs.prior_scale)
@@ -235,7 +211,7 @@ def backward(
     view = arrangement.view
     dtype, form = compute_dtype(*x), FORMS[spec.form]
     sums = layout.SUMS_OF_COLUMNS if has_sums else layout.NO_SUMS
-    grid = _grid(view, usual_config(dtype), x.mu.device, sums)
+    grid = grid_of(view, usual_config(dtype), x.mu.device, sums)
     is_split = has_sums and grid.ranges > 1
     scratch_of = scratch_parts(grid.tiles, grid.ranges, 2 * view.width, 0)
     counters_of = grid.tiles * scratch_of.lines
@@ -296,7 +272,7 @@ def statistics(mu: Tensor, logvar: Tensor, batch_dims: int) -> Tensor:
         return statistics(mu, logvar, batch_dims)
     view = arrangement.view
     unit = arguments.unit(view, arguments.dtypes(mu, logvar), False)
-    grid = _grid(view, statistics_config(), mu.device, layout.SUMS_OF_COLUMNS)
+    grid = grid_of(view, statistics_config(), mu.device, layout.SUMS_OF_COLUMNS)
     fixed = [
         *LOGVAR_RANGE,
         view.batch,

@@ -28,13 +28,15 @@ def dtypes(*tensors: Tensor | None) -> list[torch.dtype]:
     return [t.dtype for t in tensors if t is not None]
 
 
+def of_view(view: layout.View, unit: int, spec: Spec) -> list[Any]:
+    """lo, hi, B, D, inner."""
+    return [*(spec.clamp or (0.0, 0.0)), view.batch, view.event // unit, view.inner // unit]
+
+
 def of_sizes(view: layout.View, unit: int, grid: layout.Grid, spec: Spec, mu: Tensor) -> list[Any]:
     """lo, hi, B, D, inner, beside, rows_per_range, kl_denominator."""
     return [
-        *(spec.clamp or (0.0, 0.0)),
-        view.batch,
-        view.event // unit,
-        view.inner // unit,
+        *of_view(view, unit, spec),
         view.beside,
         grid.rows_per_range,
         kl_denominator(spec.reduction, *sizes(mu.shape, spec.batch_dims)),

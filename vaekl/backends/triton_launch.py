@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+from vaekl._noise import SEED_OFFSET, draw_key
+from vaekl._spec import Source
 
 from . import layout
 from .workspace import workspaces
@@ -20,6 +24,40 @@ def warp_size() -> int:
     if triton.knobs.runtime.interpret:
         return 32
     return int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; there is none to ask where tensors stay on the CPU."""
+    if device.type != "cuda":
+        return layout.MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def grid_of(
+    view: layout.View, config: layout.Config, device: torch.device, sums: layout.Sums
+) -> layout.Grid:
+    """Programs for a view of tensors."""
+    of_device = _multiprocessors(device)
+    return layout.grid(view.rows, view.width, config, of_device, view.channels, sums)
+
+
+def usual_config(dtype: torch.dtype) -> layout.Config:
+    """Of a computation in this dtype: float64's registers leave no room for many warps."""
+    usual = layout.current_config()
+    if dtype == torch.float64:
+        usual = replace(usual, widest=usual.tile)
+    return usual
+
+
+def new_key(device: torch.device, source: Source) -> tuple[int, int, Tensor | None, Tensor]:
+    """(seed, offset, a key on the device if it is there) to draw from, and where it is kept."""
+    if source.seed is None:
+        seed, offset, on_device = draw_key(device, source)
+    else:  # as there, in a third of the time
+        seed, offset, on_device = source.seed, SEED_OFFSET, None
+    key = torch.empty_strided((2,), (1,), dtype=torch.int64, device=device)
+    return seed, offset, on_device, key
 
 
 class Launch:

@@ -1,0 +1,93 @@
+"""A sample with its log densities in torch operations: the formulas of ``vaekl.kernels.log_prob``.
+
+Differentiable any number of times; along the path what log q holds is a constant to all of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vaekl._spec import Gradients, Needs, Operands, Outputs, Saved, Spec, compute_dtype
+
+from . import formulas
+from .forms import FORMS, clamped_logvar, inner, is_inside
+from .prior import prior_of
+
+LN_2_PI = math.log(2 * math.pi)
+
+
+def outputs(spec: Spec, x: Operands, dtype: torch.dtype, is_composed: bool = False) -> Outputs:
+    """z, log q and log p in `dtype`, where x has the noise in any.
+
+    is_composed: torch differentiates what is done here.
+    """
+    mu, scale, noise, *_ = x
+    if noise is None:
+        raise RuntimeError("log densities are of a noise that is there")
+    m, s, eps = mu.to(dtype), scale.to(dtype), noise.to(dtype)
+    v, prior = clamped_logvar(spec.form, s, spec.clamp), prior_of(spec, x)
+    std = formulas.std_of(spec, s, v)
+    z = formulas.sample(m, std, eps)
+    if is_composed and spec.log_prob == "path":
+        # d log q / dz = -eps / std, with eps and std held; the path's own value is 0.
+        slope = (eps / std).detach()
+        of_q = v.detach() + eps.detach().square() + 2.0 * slope * (z - z.detach())
+    else:
+        of_q = v + eps.square()
+    if prior is None:
+        of_p = z.square()
+    else:
+        of_p = prior.far(z).square() + prior.logvar
+    axes = tuple(range(spec.batch_dims, mu.dim()))
+    log_q, log_p = (
+        -0.5 * (t + LN_2_PI).expand(mu.shape).sum(axes) if axes else -0.5 * (t + LN_2_PI)
+        for t in (of_q, of_p)
+    )
+    return Outputs(z, log_q, log_p)
+
+
+def gradients(spec: Spec, x: Operands, saved: Saved, upstream: Outputs, needs: Needs) -> Gradients:
+    """None where not needed."""
+    mu, scale, noise, *_ = formulas.with_noise(spec, x, saved)
+    if noise is None:
+        raise RuntimeError("log densities are of a noise that is there")
+    form, dtype = FORMS[spec.form], compute_dtype(*x)
+    m, s, eps = mu.to(dtype), scale.to(dtype), noise.to(dtype)
+    v, prior = clamped_logvar(spec.form, s, spec.clamp), prior_of(spec, x)
+    std = formulas.std_of(spec, s, v)
+    dz, of_q, of_p = (
+        None if t is None else t.to(dtype).reshape(t.shape + (1,) * (mu.dim() - t.dim()))
+        for t in upstream
+    )
+    to_z = torch.zeros_like(m) if dz is None else dz
+    d_prior_mean = d_prior_scale = None
+    if of_p is not None:
+        z = formulas.sample(m, std, eps)
+        far = z if prior is None else prior.far(z)
+        pull = of_p * far
+        if prior is not None:
+            d_prior_mean = pull = pull * prior.root
+            d_prior_scale = form.slope(0.5 * of_p * (far * far - 1.0), prior.scale)
+        to_z = to_z - pull
+    if of_q is not None and spec.log_prob == "path":
+        to_z = to_z - of_q * (eps / std).detach()
+        of_q = None
+    d_eps = to_z * std
+    d_logvar = None if of_q is None else -0.5 * of_q
+    if form.direct is None:
+        d_std = None
+        d_logvar = formulas.plus(d_logvar, d_eps, eps, 0.5)
+    else:
+        d_std = form.direct.std_slope(to_z * eps, std)
+    d_scale = d_std
+    if d_logvar is not None:
+        d_scale = form.slope(d_logvar, inner(spec.form, s, spec.clamp))
+        d_scale = d_scale if d_std is None else d_scale + d_std
+    if d_scale is not None and spec.clamp is not None:
+        d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
+    if of_q is not None:
+        d_eps = d_eps - of_q * eps
+    found = Gradients(to_z, d_scale, d_eps, d_prior_mean, d_prior_scale)
+    return formulas.of_operands(spec, x, found, upstream.z, needs)
