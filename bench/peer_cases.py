@@ -132,19 +132,34 @@ def _scvi_model() -> Any:
     return model
 
 
-def _scvi(leaves: Leaves) -> Outputs:
+def _scvi_kl(posterior: Any, prior: Any) -> Tensor:
+    """That of its loss."""
     from torch.distributions import Normal
 
-    model, (raw,) = _scvi_model(), leaves
-    posterior, z = model.z_encoder(raw)
-    ones = torch.ones_like(z)
-    prior, counts = Normal(0.0 * ones, ones), raw.new_zeros(len(raw), 2)
-    loss = model.loss(
+    counts = torch.zeros(len(posterior.loc), 2)
+    loss = _scvi_model().loss(
         {"X": counts},
         {"qz": posterior, "ql": None},
         {"pz": prior, "pl": None, "px": Normal(counts, counts + 1)},
     )
-    return z, loss.kl_local["kl_divergence_z"].mean()
+    kl: Tensor = loss.kl_local["kl_divergence_z"].mean()
+    return kl
+
+
+def _scvi(leaves: Leaves) -> Outputs:
+    from torch.distributions import Normal
+
+    posterior, z = _scvi_model().z_encoder(leaves[0])
+    ones = torch.ones_like(z)
+    return z, _scvi_kl(posterior, Normal(0.0 * ones, ones))
+
+
+def _scvi_prior(leaves: Leaves) -> Outputs:
+    """As scANVI and others have it, of a prior that a network gives."""
+    from torch.distributions import Normal
+
+    mean, std, prior_mean, prior_std = peer_priors.positive_stds(leaves)
+    return (_scvi_kl(Normal(mean, std), Normal(prior_mean, prior_std)),)
 
 
 def _variance(leaves: Leaves, eps: Tensor | None) -> Outputs:
@@ -199,6 +214,7 @@ CASES = (
     ),
     Case("keras", "operations of its example", ((128, 2),) * 2, _keras, _batchmean(1.0), (128, 2)),
     Case("scvi", "VAE", ((128, 20),), _scvi, _variance, (128, 10)),
+    Case("scvi", "learned prior", ((128, 10),) * 4, _scvi_prior, peer_priors.learned_std, (1,)),
     Case("lerobot", "ACT", ((8, 64),), _lerobot, _head, (8, 32)),
     *peer_priors.CASES,
 )  # fmt: skip

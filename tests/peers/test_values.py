@@ -15,7 +15,7 @@ from vaekl.testing import unit
 pytestmark = pytest.mark.peers
 #: Whose scale is not what an encoder gives, but a function of it, rounded before the KL.
 DIRECT = {"diffusers Oobleck", "scvi-tools VAE", "torchrl Dreamer", "pyro-ppl KL of two normals"}
-DIRECT |= {"stable-audio-tools vae_sample"}
+DIRECT |= {"stable-audio-tools vae_sample", "scvi-tools learned prior"}
 
 
 def run(function, leaves, eps, upstream=None):
