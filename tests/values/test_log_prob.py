@@ -85,7 +85,8 @@ def test_gradcheck(scale, kind, path_derivative, backend, device):
         )  # fmt: skip
         return (out.z, out.log_p) if path_derivative else tuple(out)
 
-    assert torch.autograd.gradcheck(call, given, fast_mode=True)
+    assert torch.autograd.gradcheck(call, given, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -214,6 +214,26 @@ def test_roads_agree(path, backend, device):
         torch.testing.assert_close(a, b)
 
 
+class Bound(torch.nn.Module):
+    """K draws' weights, as IWAE takes them."""
+
+    def forward(self, mu, logvar):
+        many = [t.expand(3, *t.shape) for t in (mu, logvar)]
+        out = vaekl.reparameterize_log_prob(*many, batch_dims=2, seed=1)
+        return (out.log_p - out.log_q).logsumexp(0)
+
+
+def test_exported(device):
+    """For batches of any size."""
+    batch = torch.export.Dim("batch", min=2)
+    mu, logvar = make_inputs((6, 5), device=device)
+    shapes = {"mu": {0: batch}, "logvar": {0: batch}}
+    program = torch.export.export(Bound(), (mu, logvar), dynamic_shapes=shapes).module()
+    for n in (6, 4):
+        exact = Bound()(mu[:n], logvar[:n])
+        torch.testing.assert_close(program(mu[:n], logvar[:n]), exact, rtol=1e-5, atol=1e-5)
+
+
 def _backward(function, given):
     leaves = [t.clone().requires_grad_() for t in given]
     function(*leaves).backward()
