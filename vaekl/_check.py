@@ -44,6 +44,7 @@ class Case(NamedTuple):
     layout: str = "contiguous"
     scale: float = 1.0
     has_prior: bool = False  # one for all samples
+    has_ids: bool = False  # of the samples, in another order
 
     def __str__(self) -> str:
         options = [str(list(self.shape)), str(self.dtype).removeprefix("torch.")]
@@ -51,6 +52,7 @@ class Case(NamedTuple):
         options += [self.layout] if self.layout != "contiguous" else []
         options += [f"scale {self.scale:g}"] if self.scale != 1 else []
         options += ["to a prior"] if self.has_prior else []
+        options += ["with sample_ids"] if self.has_ids else []
         return " ".join(options)
 
 
@@ -62,6 +64,7 @@ CASES = (
     Case((2, 4, 3, 8), layout="channels_last"),
     Case((33, 10), reduction="none", scale=1e-4),  # a posterior that has collapsed
     Case((33, 10), has_prior=True),
+    Case((33, 10), has_ids=True),
 )
 #: Several programs along rows and columns; minutes under Triton's interpreter.
 LARGE_CASES = (
@@ -152,15 +155,17 @@ def _errors(case: Case, backend: str, device: str) -> tuple[dict[str, float], fl
     prior: Any = ()
     if case.has_prior:
         prior = make_inputs(case.shape[1:], dtype=case.dtype, device=device, seed=1)
+    batch = case.shape[0]
+    ids = torch.arange(batch, device=device).flip(0) if case.has_ids else None
     out, upstream, found = step(
         lambda m, v, *p: reparameterize_kl(
-            m, v, prior=p or None, seed=SEED, backend=backend, **options
+            m, v, prior=p or None, seed=SEED, sample_ids=ids, backend=backend, **options
         ),
         (mu, logvar, *prior),
     )
 
-    batch = case.shape[0]
-    eps = normal(SEED, SEED_OFFSET, batch, mu.numel() // batch).reshape(case.shape)
+    rows = None if ids is None else to_numpy(ids).astype(np.int64)
+    eps = normal(SEED, SEED_OFFSET, batch, mu.numel() // batch, rows).reshape(case.shape)
     oracle = Oracle(to_numpy(mu), to_numpy(logvar), eps, prior=prior or None, **options)
     dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
     gradients = oracle.gradients(*upstream)
