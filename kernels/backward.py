@@ -26,7 +26,7 @@ import triton.language as tl
 from .finish import add_ranges, store_event_sums
 from .forms import inside, reciprocal
 from .gaussian import divide, expm1
-from .philox import noise_of_rows, normal_tile
+from .philox import noise_tile
 from .prior import from_prior, prior_columns, prior_tile
 from .reduction import column_sums
 from .tile import (
@@ -136,11 +136,9 @@ def backward_kernel(
         width = beside * inner
         b_rows = rows_of_columns(o_col, inner, beside, B, D)
         m_col = b_rows > 0
-    DRAW: tl.constexpr = p_dz is not None and p_dscale is not None and p_eps is None
-
-    if DRAW:
-        seed = tl.load(p_key)
-        offset = tl.load(p_key + 1)
+    seed, offset = 0, 0
+    if p_dz is not None and p_dscale is not None and p_eps is None:
+        seed, offset = tl.load(p_key), tl.load(p_key + 1)
     if p_dkl is not None and PER_COL:
         o_place, m_place = places_of_tile(
             o_col, m_col, col, D, inner, EVENT_COLS, CHANNELS, BLOCK_COLS
@@ -242,19 +240,13 @@ def backward_kernel(
         if p_dscale is not None:
             b_dscale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
             if p_dz is not None:
-                if DRAW:
-                    b_seed, b_offset, o_sample = noise_of_rows(
-                        p_samples, seed, offset, o_row, m_row, KEYED
-                    )
-                    b_eps = normal_tile(
-                        b_seed, b_offset, o_sample, col, width,
-                        CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS,
-                    )  # fmt: skip
-                else:
-                    o_eps = offsets(
-                        o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
-                    )
-                    b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
+                o_eps = offsets(
+                    o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
+                )
+                b_eps = noise_tile(
+                    p_eps, o_eps, m_tile, p_samples, seed, offset, o_row, m_row, col, width,
+                    KEYED, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS,
+                )  # fmt: skip
                 b_dscale += b_dz * (OF_STD(b_std) * b_eps)
             b_root = reciprocal(b_std)
             # One slope for both: where it is infinite, infinities of two signs would be NaN.

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from .finish import add_ranges, column_kls, event_means, finish, finish_rows
-from .philox import key_of_call, noise_of_rows, normal_tile
+from .philox import key_of_call, noise_tile
 from .prior import prior_columns, prior_tile
 from .reduction import arrive, column_sums
 from .tile import columns, event_columns, fit, offsets, program, rows_of_columns, strides
@@ -188,19 +188,13 @@ def forward_kernel(
                 b_logvar_sum += b_logvar
 
             if p_z is not None:
-                if p_eps is not None:
-                    o_eps = offsets(
-                        o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
-                    )
-                    b_eps = tl.load(p_eps + o_eps, m_tile, 0.0).to(DTYPE)
-                else:
-                    b_seed, b_offset, o_sample = noise_of_rows(
-                        p_samples, seed, offset, o_row, m_row, KEYED
-                    )
-                    b_eps = normal_tile(
-                        b_seed, b_offset, o_sample, col, width,
-                        CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS,
-                    )  # fmt: skip
+                o_eps = offsets(
+                    o_row, o_col, inner, eps_row, eps_outer, eps_inner, SPLIT_EVENT, UNIT
+                )
+                b_eps = noise_tile(
+                    p_eps, o_eps, m_tile, p_samples, seed, offset, o_row, m_row, col, width,
+                    KEYED, CHANNELS, DTYPE, BLOCK_ROWS, BLOCK_COLS,
+                )  # fmt: skip
                 o_z = offsets(o_row, o_col, inner, z_row, z_outer, z_inner, SPLIT_EVENT, UNIT)
                 tl.store(p_z + o_z, fit(b_mu + b_std * b_eps, p_z), m_tile)
 

@@ -26,33 +26,12 @@ import triton
 import triton.language as tl
 
 from .finish import finish_rows
-from .philox import key_of_call, noise_of_rows, normal_tile
+from .philox import key_of_call, noise_tile
 from .prior import prior_columns, prior_tile
 from .reduction import arrive
-from .tile import columns, fit, offsets, program, strides
+from .tile import columns, fit, load, offsets, program, strides
 
 LN_2_PI = tl.constexpr(1.8378770664093453)
-
-
-@triton.jit
-def load(p_x, o_x, m_tile, other, DTYPE: tl.constexpr):
-    """Of a tile, in the dtype of the computation."""
-    return tl.load(p_x + o_x, m_tile, other).to(DTYPE)
-
-
-@triton.jit
-def noise_tile(
-    p_eps, o_eps, m_tile, p_samples, seed, offset, o_row, m_row, col, D,
-    KEYED: tl.constexpr, CHANNELS: tl.constexpr, DTYPE: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """eps of a tile: given, or drawn."""
-    if p_eps is not None:
-        b_eps = load(p_eps, o_eps, m_tile, 0.0, DTYPE)
-    else:
-        b_seed, b_offset, o_sample = noise_of_rows(p_samples, seed, offset, o_row, m_row, KEYED)
-        b_eps = normal_tile(b_seed, b_offset, o_sample, col, D, CHANNELS, DTYPE, ROWS, COLS)
-    return b_eps
 
 
 @triton.jit(

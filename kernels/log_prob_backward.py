@@ -5,10 +5,10 @@ import triton.language as tl
 
 from .finish import add_ranges, store_event_sums
 from .forms import inside, reciprocal
-from .log_prob import load, noise_tile
+from .philox import noise_tile
 from .prior import prior_columns, prior_tile
 from .reduction import column_sums
-from .tile import columns, fit, offsets, program, strides
+from .tile import columns, fit, load, offsets, program, strides
 
 
 @triton.jit(

@@ -15,7 +15,7 @@ from triton.language.target_info import is_cuda
 
 from . import coefficients
 from .gaussian import polynomial
-from .tile import places
+from .tile import load, places
 
 LOG_F32 = tl.constexpr(coefficients.LOG_F32)
 SIN_F32 = tl.constexpr(coefficients.SIN_F32)
@@ -158,3 +158,18 @@ def normal_tile(
         b_lanes = tl.reshape(b_lanes, (ROWS, COLS // 4 // CHANNELS, CHANNELS, 4))
         b_lanes = tl.permute(b_lanes, (0, 1, 3, 2))
     return tl.reshape(b_lanes, (ROWS, COLS))
+
+
+@triton.jit
+def noise_tile(
+    p_eps, o_eps, m_tile, p_samples, seed, offset, o_row, m_row, col, D,
+    KEYED: tl.constexpr, CHANNELS: tl.constexpr, DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """eps of a tile: given, or drawn."""
+    if p_eps is not None:
+        b_eps = load(p_eps, o_eps, m_tile, 0.0, DTYPE)
+    else:
+        b_seed, b_offset, o_sample = noise_of_rows(p_samples, seed, offset, o_row, m_row, KEYED)
+        b_eps = normal_tile(b_seed, b_offset, o_sample, col, D, CHANNELS, DTYPE, ROWS, COLS)
+    return b_eps

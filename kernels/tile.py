@@ -52,6 +52,12 @@ def event_offsets(
 
 
 @triton.jit
+def load(p_x, o_x, m_tile, other, DTYPE: tl.constexpr):
+    """Of a tile, in the dtype of the computation."""
+    return tl.load(p_x + o_x, m_tile, other).to(DTYPE)
+
+
+@triton.jit
 def fit(values, pointer):
     """Values as they can be stored there: Triton's interpreter makes nonsense of float64 on its way
     to bfloat16.

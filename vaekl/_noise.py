@@ -154,4 +154,4 @@ def philox_normal(
     if torch.compiler.is_compiling():  # a slice would tie a size that is left open to whole groups
         row, column = torch.arange(batch, device=device), torch.arange(event, device=device)
         return normals.flatten()[row[:, None] * (groups * 4) + column].to(dtype)
-    return normals.reshape(batch, groups * 4)[:, :event].to(dtype)
+    return normals.reshape(batch, groups * 4)[:, :event].to(dtype).contiguous()

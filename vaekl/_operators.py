@@ -121,6 +121,8 @@ def _checked(spec: Spec, tensors: list[Tensor]) -> Operands:
         raise ValueError(f"this spec is of {count} tensors, got {len(tensors)}")
     if spec.packed is not None:
         _validate.moments(tensors[0], spec.packed)
+        if spec.log_prob is not None:
+            raise ValueError("log densities are of mu and logvar, not of packed moments")
     x = operands(spec, stored(spec, tensors))
     _validate.parameters(x, spec.batch_dims, spec.prior)
     return x
@@ -129,23 +131,28 @@ def _checked(spec: Spec, tensors: list[Tensor]) -> Operands:
 def _check_samples(spec: Spec, mu: Tensor, samples: Tensor | None) -> None:
     """They are as many as the kernels read."""
     batch, _ = sizes(mu.shape, spec.batch_dims)
-    count = {"ids": batch, "keys": 2 * batch, None: 0}[spec.samples]
-    found = "None" if samples is None else f"{samples.numel()} of {samples.dtype}"
-    if found != ("None" if spec.samples is None else f"{count} of torch.int64"):
-        raise ValueError(f"samples must be {count} of torch.int64 for this spec, got {found}")
+    expected = found = "None"
+    if spec.samples is not None:
+        count = batch if spec.samples == "ids" else 2 * batch
+        expected = f"{count} of torch.int64 on {mu.device}"
+    if samples is not None:
+        found = f"{samples.numel()} of {samples.dtype} on {samples.device}"
+    if found != expected:
+        raise ValueError(f"samples must be {expected} for this spec, got {found}")
 
 
 def _check_backward(spec: Spec, x: Operands, saved: Saved, upstream: Outputs) -> None:
     """Kernels read as much of these as the shape of mu says."""
+    names = ("z", "kl", "kl_of_mean") if spec.log_prob is None else ("z", "log_q", "log_p")
     if all(gradient is None for gradient in upstream):
-        raise ValueError("at least one of the gradients of z, kl and kl_of_mean must be given")
+        raise ValueError(f"at least one of the gradients of {', '.join(names)} must be given")
     batch, event = sizes(x.mu.shape, spec.batch_dims)
-    of_mean = of_mean_shape(spec, x.mu.shape)
-    shapes = {"z": x.mu.shape, "kl": kl_shape(spec, x.mu.shape), "kl_of_mean": of_mean}
-    for name, gradient in upstream._asdict().items():
-        if gradient is not None and gradient.shape != shapes[name]:
+    shape = x.mu.shape
+    shapes = (shape, kl_shape(spec, shape), of_mean_shape(spec, shape))
+    for name, gradient, expected in zip(names, upstream, shapes):
+        if gradient is not None and gradient.shape != expected:
             raise ValueError(
-                f"the gradient of {name} must have shape {tuple(shapes[name])}, got "
+                f"the gradient of {name} must have shape {tuple(expected)}, got "
                 f"{tuple(gradient.shape)}"
             )
     counts = {"key": 2, "means": 2 * event if spec.mean_over == "batch" else 2}

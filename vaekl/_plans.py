@@ -187,6 +187,7 @@ def _check_dtypes(dtype: torch.dtype, upstream: Outputs) -> None:
     for gradient in (upstream.kl, upstream.kl_of_mean):
         if gradient is not None and gradient.dtype != dtype:
             raise TypeError(
-                f"gradients of the KLs must be {dtype} with inputs as they are in backward, got "
-                f"{gradient.dtype}; saved-tensor hooks must give back the dtypes that they got"
+                f"gradients of KLs and log densities must be {dtype} with inputs as they are in "
+                f"backward, got {gradient.dtype}; saved-tensor hooks must give back the dtypes "
+                "that they got"
             )

@@ -92,9 +92,7 @@ class Terms(NamedTuple):
     sample: bool = False  # z
     reduction: str | None = None  # "none", "sum", "batchmean", "mean", "per_dim"; None: no kl
     mean_over: str | None = None  # of kl_of_mean: "batch", "all"; None: no kl_of_mean
-    log_prob: str | None = (
-        None  # log densities in their place: of gradients "total", or of a "path"
-    )
+    log_prob: str | None = None  # log densities in place of KLs: their gradients "total", "path"
 
 
 class Spec(NamedTuple):
@@ -111,7 +109,7 @@ class Spec(NamedTuple):
     packed: int | None = None  # the axis along which mu and logvar are halves of one tensor
     prior: str | None = None  # N(0, I), or one for each "sample", or one "event" for all of them
     samples: str | None = None  # what the Source has of them: "ids", "keys"
-    log_prob: str | None = None  # as Terms have it
+    log_prob: str | None = None  # as of Terms
 
 
 def to_text(spec: Spec) -> str:

@@ -30,15 +30,19 @@ def tensor(name: str, value: Any) -> None:
     if value.dtype not in DTYPES:
         names = ", ".join(str(dtype) for dtype in DTYPES)
         raise TypeError(f"{name} must have one of the dtypes {names}; got {value.dtype}")
-    if value.layout is not torch.strided or value.is_nested:
-        found = "a nested one" if value.is_nested else f"layout {value.layout}"
-        raise TypeError(f"{name} must be a dense (strided) tensor, got {found}")
+    _dense(name, value)
     # It lacks some of the operations, and torch.where of one ends in a RecursionError.
     if type(value) is not Tensor and isinstance(value, torch.masked.MaskedTensor):
         raise TypeError(
             f"{name} must be a tensor without a mask, got MaskedTensor (give its get_data(), and "
             "mask the KLs of reduction='none')"
         )
+
+
+def _dense(name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided or value.is_nested:
+        found = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {found}")
 
 
 def broadcasts(name: str, value: Tensor, mu: Tensor) -> bool:
@@ -327,6 +331,7 @@ def sample_ids(ids: Any, seed: Any, mu: Tensor, batch_dims: int) -> None:
         raise TypeError(f"sample_ids must be a torch.Tensor, got {type(ids).__name__}")
     if ids.dtype != torch.int64:
         raise TypeError(f"sample_ids must have dtype torch.int64, got {ids.dtype}")
+    _dense("sample_ids", ids)
     if seed is None:
         raise ValueError("sample_ids says which samples' noise of a seed to draw: give seed, too")
     shape = mu.shape[:batch_dims]

@@ -120,7 +120,7 @@ def work(plan, space, tensors, prior, dprior):
             if dlog_q != 0:
                 read_rows(place, dlog_q, plan.dkl_row, b_dq)
             if dlog_p != 0:
-                read_rows(place, dlog_p, plan.dlog_p_row, b_dp)
+                read_rows(place, dlog_p, plan.dsecond_row, b_dp)
             if prior.mean.address != 0 and varies(prior):
                 b_prior = prior_at(plan, prior, of_one, memory)
             b_mu = source(mu, of_one, block(own, MU, n))

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     mean_over: int  # NONE, BATCH, ALL
     denominator: int  # of kl
     dkl_row: int  # stride of the upstream gradient of kl, where it is no number, or of log_q
-    dlog_p_row: int
+    dsecond_row: int  # of that of log_p
     by_path: int  # 1: log_q holds its parameters
     period: int  # rows of one draw, whose parameters all draws have; 0: each row has its own
     form: int  # of the scale: a number of ``forms``

@@ -45,6 +45,19 @@ def test_all_roads_take_it(toy, storage):
     torch.testing.assert_close(of_func, mu / 4)
 
 
+@pytest.mark.parametrize("prior", [None, (0.5, 0.3)])
+@pytest.mark.parametrize("path", [False, True])
+def test_log_densities(prior, path, toy):
+    tensors, ids = make_inputs((4, 6)), torch.tensor([7, 0, 2, 1])
+    options = {"prior": prior, "path_derivative": path, "seed": 5, "sample_ids": ids}
+    toys, expected = (
+        step(lambda *t, b=b: vaekl.reparameterize_log_prob(*t, backend=b, **options), tensors)
+        for b in ("toy", "eager")
+    )
+    for a, b in zip(toys.tensors, expected.tensors, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_where_it_cannot_run_it_says_why(toy):
     toy.why_not = lambda device: "needs a toy box"
     with pytest.raises(ModuleNotFoundError, match="backend='toy' needs a toy box"):

@@ -233,6 +233,9 @@ BAD = {
         r"sample_ids must have dtype torch\.int64, got torch\.int32",
     ),
     "type": ({"sample_ids": [0], "seed": 1}, TypeError, "sample_ids must be a torch.*list"),
+    "layout": (
+        {"sample_ids": IDS.to_sparse(), "seed": 1}, TypeError, "sample_ids must be a dense",
+    ),
     "device": (
         {"sample_ids": IDS.to("meta"), "seed": 1}, ValueError, "sample_ids must be on the device",
     ),

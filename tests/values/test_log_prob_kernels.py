@@ -1,6 +1,7 @@
 """The kernels of log densities: random calls against the oracle, one launch each way, all roads."""
 
 import importlib
+import math
 import random
 
 import numpy as np
@@ -240,6 +241,40 @@ def _backward(function, given):
     return leaves
 
 
+def test_a_gradient_is_no_tensor_of_the_callers(backend, device):
+    """Of z alone it is the upstream gradient, to the bit."""
+    mu, logvar = (t.requires_grad_() for t in make_inputs((6, 5), device=device))
+    out = vaekl.reparameterize_log_prob(mu, logvar, seed=1, backend=backend)
+    for create_graph in (False, True):
+        upstream = torch.randn_like(mu)
+        (found,) = torch.autograd.grad(
+            out.z, [mu], upstream, retain_graph=True, create_graph=create_graph
+        )
+        assert torch.equal(found, upstream)
+        assert found.data_ptr() != upstream.data_ptr()
+
+
+def test_operators_of_no_event_and_of_float64(backend, device):
+    """Permuted, with results of mu's shape; and groups of noise that events do not fill."""
+    permuted = [t.t().requires_grad_() for t in make_inputs((3, 4), device=device)]
+    wide = make_inputs((4, 6), dtype=torch.float64, device=device)
+    for batch_dims, (mu, logvar) in ((2, permuted), (1, wide)):
+        spec = Spec(True, None, None, batch_dims, "logvar", None, backend, log_prob="total")
+        forward = torch.ops.vaekl.reparameterize_kl.default
+        arguments = mu, [logvar], None, 3, None, to_text(spec)
+        torch.library.opcheck(forward, arguments)
+        outputs, saved = _operators.named(spec, forward(*arguments))
+        backward = torch.ops.vaekl.reparameterize_kl_backward.default
+        for used in ((True, True, True), (True, False, False)):
+            upstream = [torch.randn_like(o) if u else None for o, u in zip(outputs, used)]
+            held = [t.detach() for t in (mu, logvar)]
+            needs = [True, True]
+            torch.library.opcheck(backward, (held, upstream, [*saved], to_text(spec), needs))
+    packed = spec._replace(packed=1)
+    with pytest.raises(ValueError, match="not of packed moments"):
+        forward(wide[0], [], None, 3, None, to_text(packed))
+
+
 @pytest.mark.parametrize("log_prob", ["total", "path"])
 @pytest.mark.parametrize("prior", [None, "event"])
 def test_operators(prior, log_prob, backend, device):
@@ -257,7 +292,8 @@ def test_operators(prior, log_prob, backend, device):
     torch.library.opcheck(backward, (held, upstream, [*saved], text, needs))
     for i in (1, 2):
         wrong = [g[:2] if i == j else g for j, g in enumerate(upstream)]
-        with pytest.raises(ValueError, match=r"must have shape \(4,\)"):
+        name = ("log_q", "log_p")[i - 1]
+        with pytest.raises(ValueError, match=rf"gradient of {name} must have shape \(4,\)"):
             backward(held, wrong, [*saved], text, needs)
 
 
@@ -305,6 +341,26 @@ def test_values_do_not_depend_on_the_path(backend, device):
     for a, b in zip(total, path, strict=True):
         assert torch.equal(a, b)
     assert total.log_q.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_scale"),
+    [("logvar", -180.0), ("logvar", -math.inf), ("logvar", 178.0), ("std", 0.0)],
+)
+def test_values_along_the_path_on_every_road(scale, of_scale, backend, device):
+    """Where its slope, or z, is infinite, too."""
+    mu = torch.tensor([[1.0, 2.0], [3e38, 1.0]], device=device)
+    given, eps = torch.full_like(mu, of_scale), torch.full_like(mu, 3.0)
+
+    def call(mu, given, eps):
+        return vaekl.reparameterize_log_prob(
+            mu, given, eps=eps, scale=scale, path_derivative=True, backend=backend
+        )
+
+    composed = torch.func.vmap(call)(mu[None], given[None], eps[None])
+    for a, b in zip(composed, call(mu, given, eps), strict=True):
+        torch.testing.assert_close(a[0], b)
+    assert not composed.log_q.isnan().any()
 
 
 def test_the_same_bits_again(backend, config, device):

@@ -54,7 +54,7 @@ if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
 from vaekl.kernels import cpu as kernels
 
 from . import cpu_log_prob as log_prob
-from .launch import Launch, addresses, dtype_of
+from .launch import Launch, addresses, dtype_of, planned
 
 
 def why_not(device: str) -> str | None:
@@ -140,9 +140,7 @@ class _ForwardPlan:
 
     def _planned(self, x: Operands) -> Launch:
         spec = self.spec
-        arrangement = arrange_forward(spec, x)
-        if arrangement is None:
-            raise RuntimeError("tensors of another layout than those that were planned for")
+        arrangement = planned(arrange_forward(spec, x))
         inputs, of_prior = [dtype_of(t) for t in x[:3]], [dtype_of(t) for t in x[3:]]
         dtypes = (*inputs, sample_dtype(*x[:3]), *of_prior)
         kernel = kernels.FORWARD if spec.prior is None else kernels.FORWARD_TO_PRIOR
@@ -219,9 +217,7 @@ class _BackwardPlan:
         self, x: Operands, upstream: Outputs, into: Into | None
     ) -> tuple[Launch, GradientMemory]:
         spec = self.spec
-        arrangement = arrange_backward(spec, x, upstream, self.needs, into)
-        if arrangement is None:
-            raise RuntimeError("tensors of another layout than those that were planned for")
+        arrangement = planned(arrange_backward(spec, x, upstream, self.needs, into))
         inputs, of_prior = [dtype_of(t) for t in x[:3]], [dtype_of(t) for t in x[3:]]
         dtypes = (*inputs, dtype_of(upstream.z), *inputs, *of_prior, *of_prior)
         kernel = kernels.BACKWARD_TO_PRIOR if self.to_prior else kernels.BACKWARD

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaekl._noise import SEED_OFFSET, draw_key
+from vaekl._noise import draw_key
 from vaekl._spec import (
     Gradients,
     Into,
@@ -23,11 +23,10 @@ from vaekl._spec import (
 )
 from vaekl.kernels import cpu as kernels
 
-from .launch import Launch, addresses, dtype_of
+from .launch import Launch, addresses, dtype_of, planned
 from .memory import allocator
 from .protocol import Backward, Forward, remember
 from .strided import (
-    Arrangement,
     GradientMemory,
     Strides,
     arrange_backward,
@@ -38,12 +37,6 @@ from .strided import (
 _Sized = tuple[Launch, Callable[[Tensor], Tensor], tuple[Strides, Strides]]
 
 
-def _arranged(arrangement: Arrangement | None) -> Arrangement:
-    if arrangement is None:
-        raise RuntimeError("tensors of another layout than those that were planned for")
-    return arrangement
-
-
 def forward(spec: Spec, like: Operands) -> Forward:
     """A plan for tensors like these, of all sizes."""
     dtype, z_dtype = compute_dtype(*like), sample_dtype(*like[:3])
@@ -51,7 +44,7 @@ def forward(spec: Spec, like: Operands) -> Forward:
 
     def of_size(x: Operands) -> _Sized:
         inputs, of_prior = [dtype_of(t) for t in x[:3]], [dtype_of(t) for t in x[3:]]
-        arrangement, dtypes = _arranged(arrange_forward(spec, x)), (*inputs, z_dtype, *of_prior)
+        arrangement, dtypes = planned(arrange_forward(spec, x)), (*inputs, z_dtype, *of_prior)
         launch = Launch(kernels.LOG_PROB, spec, arrangement, dtypes, dtype, spec.clamp)
         found = launch, allocator(x.mu, z_dtype), dense(kl_shape(spec, x.mu.shape))
         remember(sized, x.mu.shape, found)
@@ -62,9 +55,7 @@ def forward(spec: Spec, like: Operands) -> Forward:
         launch, new_z, densities = sized.get(mu.shape) or of_size(x)
         z, key, seed, offset = new_z(mu), None, 0, 0
         if eps is None:
-            seed, offset = source.seed or 0, SEED_OFFSET
-            if source.seed is None:
-                seed, offset, _ = draw_key(mu.device, source)
+            seed, offset, _ = draw_key(mu.device, source)
             key = torch.empty(2, dtype=torch.int64, device="cpu")
         log_q, log_p = (torch.empty_strided(*densities, dtype=dtype, device="cpu") for _ in "qp")
         tensors = addresses(mu, scale, eps, z, log_q, log_p, key)
@@ -82,7 +73,7 @@ def backward(
     sized: dict[torch.Size, tuple[Launch, GradientMemory]] = {}
 
     def of_size(x: Operands, upstream: Outputs) -> tuple[Launch, GradientMemory]:
-        arrangement = _arranged(arrange_backward(spec, x, upstream, needs, into))
+        arrangement = planned(arrange_backward(spec, x, upstream, needs, into))
         inputs, of_prior = [dtype_of(t) for t in x[:3]], [dtype_of(t) for t in x[3:]]
         dtypes = (*inputs, dtype_of(upstream.z), *inputs, *of_prior, *of_prior)
         dtype, kernel = compute_dtype(*x), kernels.LOG_PROB_BACKWARD

@@ -12,7 +12,7 @@ import torch
 from vaekl._spec import Gradients, Needs, Operands, Outputs, Saved, Spec, compute_dtype
 
 from . import formulas
-from .forms import FORMS, clamped_logvar, inner, is_inside
+from .forms import FORMS, clamped_logvar
 from .prior import prior_of
 
 LN_2_PI = math.log(2 * math.pi)
@@ -31,9 +31,10 @@ def outputs(spec: Spec, x: Operands, dtype: torch.dtype, is_composed: bool = Fal
     std = formulas.std_of(spec, s, v)
     z = formulas.sample(m, std, eps)
     if is_composed and spec.log_prob == "path":
-        # d log q / dz = -eps / std, with eps and std held; the path's own value is 0.
-        slope = (eps / std).detach()
-        of_q = v.detach() + eps.detach().square() + 2.0 * slope * (z - z.detach())
+        # d log q / dz = -eps / std, with eps and std held; the path's own value is 0, or of
+        # infinities NaN.
+        path = 2.0 * (eps / std).detach() * (z - z.detach())
+        of_q = v.detach() + eps.detach().square() + torch.where(path == 0.0, path, 0.0)
     else:
         of_q = v + eps.square()
     if prior is None:
@@ -41,11 +42,8 @@ def outputs(spec: Spec, x: Operands, dtype: torch.dtype, is_composed: bool = Fal
     else:
         of_p = prior.far(z).square() + prior.logvar
     axes = tuple(range(spec.batch_dims, mu.dim()))
-    log_q, log_p = (
-        -0.5 * (t + LN_2_PI).expand(mu.shape).sum(axes) if axes else -0.5 * (t + LN_2_PI)
-        for t in (of_q, of_p)
-    )
-    return Outputs(z, log_q, log_p)
+    both = [-0.5 * (t + LN_2_PI).expand(mu.shape) for t in (of_q, of_p)]
+    return Outputs(z, *((t.sum(axes) if axes else t).contiguous() for t in both))
 
 
 def gradients(spec: Spec, x: Operands, saved: Saved, upstream: Outputs, needs: Needs) -> Gradients:
@@ -57,11 +55,12 @@ def gradients(spec: Spec, x: Operands, saved: Saved, upstream: Outputs, needs: N
     m, s, eps = mu.to(dtype), scale.to(dtype), noise.to(dtype)
     v, prior = clamped_logvar(spec.form, s, spec.clamp), prior_of(spec, x)
     std = formulas.std_of(spec, s, v)
-    dz, of_q, of_p = (
+    dz, *of_rows = upstream
+    of_q, of_p = (
         None if t is None else t.to(dtype).reshape(t.shape + (1,) * (mu.dim() - t.dim()))
-        for t in upstream
+        for t in of_rows
     )
-    to_z = torch.zeros_like(m) if dz is None else dz
+    to_z = torch.zeros_like(m) if dz is None else dz.to(dtype)
     d_prior_mean = d_prior_scale = None
     if of_p is not None:
         z = formulas.sample(m, std, eps)
@@ -75,18 +74,12 @@ def gradients(spec: Spec, x: Operands, saved: Saved, upstream: Outputs, needs: N
         to_z = to_z - of_q * (eps / std).detach()
         of_q = None
     d_eps = to_z * std
-    d_logvar = None if of_q is None else -0.5 * of_q
+    d_logvar, to_std = None if of_q is None else -0.5 * of_q, None
     if form.direct is None:
-        d_std = None
         d_logvar = formulas.plus(d_logvar, d_eps, eps, 0.5)
     else:
-        d_std = form.direct.std_slope(to_z * eps, std)
-    d_scale = d_std
-    if d_logvar is not None:
-        d_scale = form.slope(d_logvar, inner(spec.form, s, spec.clamp))
-        d_scale = d_scale if d_std is None else d_scale + d_std
-    if d_scale is not None and spec.clamp is not None:
-        d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
+        to_std = to_z * eps
+    d_scale = formulas.of_scale(spec, s, std, d_logvar, to_std)
     if of_q is not None:
         d_eps = d_eps - of_q * eps
     found = Gradients(to_z, d_scale, d_eps, d_prior_mean, d_prior_scale)

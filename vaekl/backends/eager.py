@@ -92,8 +92,8 @@ def draw_noise(spec: Spec, x: Operands, source: Source) -> Tensor:
     """eps [B, D] in the compute dtype."""
     shape, device = sizes(x.mu.shape, spec.batch_dims), x.mu.device
     dtype, (generator, seed, samples, kind) = compute_dtype(*x), source
-    if seed is not None:
-        return philox_normal(Key(seed, SEED_OFFSET), shape, dtype, device, samples, kind)
+    if seed is not None or samples is not None:
+        return philox_normal(Key(seed or 0, SEED_OFFSET), shape, dtype, device, samples, kind)
     if generator is None:  # the overload that has one cannot be exported
         return torch.randn(shape, dtype=dtype, device=device)
     return torch.randn(shape, dtype=dtype, device=device, generator=generator)

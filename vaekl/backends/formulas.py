@@ -239,6 +239,22 @@ def plus(
     return torch.mul(a if value == 1.0 else a * value, b, out=out)
 
 
+def of_scale(
+    spec: Spec, s: Tensor, std: Tensor | None, d_logvar: Tensor | None, to_std: Tensor | None
+) -> Tensor | None:
+    """The gradient of a scale of that of logvar, and of that of std where it is no logarithm."""
+    form = FORMS[spec.form]
+    d_scale = None
+    if form.direct is not None and to_std is not None and std is not None:
+        d_scale = form.direct.std_slope(to_std, std)
+    if d_logvar is not None:
+        of_logvar = form.slope(d_logvar, inner(spec.form, s, spec.clamp))
+        d_scale = of_logvar if d_scale is None else of_logvar + d_scale
+    if d_scale is not None and spec.clamp is not None:
+        d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
+    return d_scale
+
+
 def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = None) -> Gradients:
     """All gradients, of x with its noise, in the compute dtype; the smallest term comes first.
 
@@ -255,7 +271,7 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
     d_prior_mean = d_prior_scale = None
     if prior is not None and d_mu is not None:
         d_prior_mean = -d_mu
-    d_eps = d_std = None
+    d_eps = std = to_std = None
     if weights.kl is not None:
         slope, expm1 = m, expm1_of(spec, s, v, prior)
         if prior is not None:
@@ -273,13 +289,8 @@ def of_elements(spec: Spec, x: Operands, weights: Weights, out: Into | None = No
         if form.direct is None:
             d_logvar = plus(d_logvar, d_eps, noise.to(dtype), 0.5, out_logvar)
         else:
-            d_std = form.direct.std_slope(dz * noise.to(dtype), std)
-    d_scale = d_std
-    if d_logvar is not None:
-        d_scale = form.slope(d_logvar, inner(spec.form, s, spec.clamp))
-        d_scale = d_scale if d_std is None else d_scale + d_std
-    if d_scale is not None and spec.clamp is not None:
-        d_scale = torch.where(is_inside(form.logvar(s), spec.clamp), d_scale, 0.0)
+            to_std = dz * noise.to(dtype)
+    d_scale = of_scale(spec, s, std, d_logvar, to_std)
     if prior is not None and d_prior_logvar is not None:
         d_prior_scale = form.slope(d_prior_logvar, prior.scale)
     return Gradients(d_mu, d_scale, d_eps, d_prior_mean, d_prior_scale)

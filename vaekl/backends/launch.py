@@ -48,6 +48,13 @@ def dtype_of(tensor: Tensor | None) -> torch.dtype:
     return torch.float32 if tensor is None else tensor.dtype
 
 
+def planned(arrangement: Arrangement | None) -> Arrangement:
+    """That there is one was seen when the plan was made."""
+    if arrangement is None:
+        raise RuntimeError("tensors of another layout than those that were planned for")
+    return arrangement
+
+
 class Launch:
     """A kernel with all but its addresses fixed; `dtypes`: of the tensors arranged, in order;
     `prior_sums`: are column sums wanted as gradients of a prior?
@@ -91,7 +98,7 @@ class Launch:
             _MEAN_OVER[spec.mean_over],
             kl_denominator(spec.reduction, batch, event),
             arrangement.dkl_row,
-            arrangement.dlog_p_row,
+            arrangement.dsecond_row,
             spec.log_prob == "path",
             view.period,
             kernels.FORMS[spec.form],

@@ -27,7 +27,8 @@ class Backend(Protocol):
     """A module, or any object, that computes.
 
     ``forward`` and ``backward`` are given the tensors of one call and plan all calls that are like
-    it: what they return is kept and run.
+    it: what they return is kept and run. A Spec with `log_prob` asks for log densities in place of
+    KLs, one with `samples` for the noise of those of the Source, which are kept for backward.
     """
 
     def why_not(self, device: str) -> str | None:

@@ -29,7 +29,7 @@ class Arrangement(NamedTuple):
     strides: list[tuple[int, int, int]]
     like_mu: bool = False  # every gradient has its layout, not that of its own input
     dkl_row: int = 0  # stride of the upstream gradient of kl, or of log_q
-    dlog_p_row: int = 0
+    dsecond_row: int = 0  # of that of log_p
 
 
 def _strides(tensors: Sequence[Tensor | None]) -> tuple[Strides, ...]:
@@ -138,7 +138,7 @@ def arrange_backward(
         eps_there = needs.eps and x.eps is not None
         there = (*inputs_there, needs.mu, needs.scale, eps_there, False, False, False, False)
         rows_of = _rows(mu, there)
-        return rows_of._replace(dkl_row=rows[0], dlog_p_row=rows[1])
+        return rows_of._replace(dkl_row=rows[0], dsecond_row=rows[1])
     # Each gradient has the layout of its input, or else that of mu.
     *inputs, prior_mean, prior_scale = spread(spec, x)
     if spec.prior != "sample":  # then they are sums

@@ -98,7 +98,7 @@ def backward(
         grid.rows_per_range,
         view.period,
         arrangement.dkl_row,
-        arrangement.dlog_p_row,
+        arrangement.dsecond_row,
         *(scratch_of[:2] if is_split else (None, None)),
         *arguments.of_strides(arrangement, unit, without=4 if spec.prior is None else 0),
         spec.log_prob == "path",

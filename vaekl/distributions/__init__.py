@@ -73,8 +73,9 @@ class DiagonalGaussianDistribution(Attributes):
         Args:
             generator: One for all samples, or a list of one per sample: sample b is then what a
                 batch of that sample alone gets from generator b, in one launch if all generators
-                are of one device. A generator of the CPU serves tensors of any device, with the
-                same noise on CUDA as on the CPU. Default: torch's own of the device.
+                are of one device (but on the eager backend, or where a program is captured). A
+                generator of the CPU serves tensors of any device, with the same noise on CUDA as
+                on the CPU. Default: torch's own of the device.
 
         Raises:
             TypeError, ValueError: Not a generator, one of another device, or a list of another

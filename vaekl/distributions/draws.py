@@ -87,4 +87,7 @@ def _keys(parameters: Tensor, generators: Sequence[torch.Generator]) -> Tensor |
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return None
     keys = [draw_key(generator.device, Source(generator))[:2] for generator in generators]
-    return torch.tensor(keys, dtype=torch.int64, device=device)
+    tensor = torch.tensor(keys, dtype=torch.int64, device="cpu")
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # the host does not wait
