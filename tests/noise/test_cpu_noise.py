@@ -23,7 +23,7 @@ def pairs(radius_words, angle_words, cosines, sines):
 
 @njit
 def philox(seed, offset, first, w0, w1, w2, w3):
-    kernel.philox(kernel.Key(seed, offset), first, (w0, w1, w2, w3))
+    kernel.philox(kernel.Key(seed, offset, 0, 0), first, (w0, w1, w2, w3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
