@@ -76,8 +76,10 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
         ImportError: The backend's library is not there.
     """
     mu, scale, eps, prior_mean, prior_scale = x
-    if source.samples is not None and not source.samples.is_contiguous():
-        source = source._replace(samples=source.samples.contiguous())
+    samples = source.samples
+    if samples is not None and not samples.is_contiguous():
+        samples = samples.contiguous()
+        source = source._replace(samples=samples)
     is_sized = backends.registry[spec.backend].is_sized or mu.numel() == 0
     kind: Any = (
         spec, _signature(mu, is_sized), _signature(scale, is_sized),
@@ -89,10 +91,10 @@ def forward(spec: Spec, x: Operands, source: Source) -> tuple[Outputs, Saved]:
     if plan is None:
         plan = _plan_forward(spec, x)
         remember(_forward, kind, plan)
-    if source.samples is None:
-        return plan(x, source)
     outputs, saved = plan(x, source)
-    return outputs, saved if saved.key is None else saved._replace(samples=source.samples)
+    if samples is not None and saved.key is not None:
+        saved = saved._replace(samples=samples)
+    return outputs, saved
 
 
 def _plan_forward(spec: Spec, x: Operands) -> Forward:
@@ -129,6 +131,9 @@ def backward(
     mu, scale, eps, prior_mean, prior_scale = x
     dz, dkl, dkl_of_mean = upstream
     is_sized = backends.registry[spec.backend].is_sized or mu.numel() == 0
+    of_mean: Any = None
+    if dkl_of_mean is not None:  # a number, but of log p one for each sample
+        of_mean = dkl_of_mean.dtype if spec.log_prob is None else _signature(dkl_of_mean, is_sized)
     kind: Any = (
         spec,
         needs,
@@ -137,7 +142,7 @@ def backward(
         None if eps is None else _signature(eps, is_sized),
         None if dz is None else _signature(dz, is_sized),
         None if dkl is None else _signature(dkl, is_sized),
-        None if dkl_of_mean is None else _signature(dkl_of_mean, is_sized),
+        of_mean,
         None if into is None else (into.mu.stride(), into.scale.stride()),
     )
     if prior_mean is not None and prior_scale is not None:

@@ -332,11 +332,12 @@ def compute(
             kind, *pair = _validate.prior(prior, mu, (logvar, eps), batch_dims, terms.mean_over)
             given = Operands(mu, logvar, eps, *pair)
             road = _roads.road(*given)
-    if eps is not None or any(part is not None for part in source):
-        source = checked(mu, eps, source, batch_dims)
-        if not terms[0]:
+    generator, seed, samples, _ = source  # any() takes longer than the three questions
+    if eps is not None or generator is not None or seed is not None or samples is not None:
+        source = _checked(mu, eps, source, batch_dims)
+        if not terms.sample:
             source = _of_torch
-        elif source.samples is not None:
+        elif samples is not None:
             road = _roads.road(*given, source.samples)
     bounds = None if clamp is None else _validate.clamp_bounds(clamp, given)
     known = backends.chosen.get(mu.device) if road == "direct" and backend == "auto" else None
@@ -393,7 +394,7 @@ def compute_moments(
         of_prior = tuple(pair)
     if packed.eps is not None:
         _, eps, z_dtype = _validate.broadcast(half, other, packed.eps)
-    source = checked(half, eps, source, batch_dims)
+    source = _checked(half, eps, source, batch_dims)
     storage: Any = (moments, None, eps, *of_prior)
     bounds = _validate.clamp_bounds(clamp, storage)
     road = _roads.road(*storage, source.samples)
@@ -403,7 +404,7 @@ def compute_moments(
     return _cast(_ops.run(road, spec, storage, source), z_dtype)
 
 
-def checked(mu: Tensor, eps: Tensor | None, source: Source, batch_dims: int | None) -> Source:
+def _checked(mu: Tensor, eps: Tensor | None, source: Source, batch_dims: int | None) -> Source:
     """The source, if it is one and fits mu; the seed as an int64."""
     generator, given, samples, kind = source
     if kind == "ids":
