@@ -91,6 +91,8 @@ def log_prob_backward_kernel(
     seed, offset = 0, 0
     if p_key is not None:
         seed, offset = tl.load(p_key), tl.load(p_key + 1)
+    # Where nothing reaches z, an infinite slope would make NaN of zeros.
+    HAS_Z: tl.constexpr = p_dz is not None or p_dlog_p is not None or PATH
     OF_PRIOR: tl.constexpr = p_dprior_mean is not None or p_dprior_scale is not None
     HAS_SUMS: tl.constexpr = SHARED and OF_PRIOR
     if SHARED:
@@ -150,7 +152,9 @@ def log_prob_backward_kernel(
             o_dmu = offsets(o_row, o_col, inner, dmu_row, dmu_outer, dmu_inner, SPLIT_EVENT, UNIT)
             tl.store(p_dmu + o_dmu, fit(b_dz, p_dmu), m_tile)
         if p_dscale is not None:
-            b_dscale = b_dz * (OF_STD(b_std) * b_eps)
+            b_dscale = b_dz
+            if HAS_Z:
+                b_dscale = b_dz * (OF_STD(b_std) * b_eps)
             if p_dlog_q is not None and not PATH:
                 b_dscale -= OF_LOGVAR(b_dq, reciprocal(b_std))
             b_dscale = 0.5 * b_dscale
@@ -161,7 +165,9 @@ def log_prob_backward_kernel(
             )
             tl.store(p_dscale + o_dscale, fit(b_dscale, p_dscale), m_tile)
         if p_deps is not None:
-            b_deps = b_dz * b_std
+            b_deps = b_dz
+            if HAS_Z:
+                b_deps = b_dz * b_std
             if p_dlog_q is not None and not PATH:
                 b_deps -= b_dq * b_eps
             o_deps = offsets(

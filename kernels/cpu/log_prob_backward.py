@@ -75,6 +75,7 @@ def gradients(mu, std, eps, std_slope, slope, prior, sent, out):
     """Of each element. What is absent is not read, whatever it holds."""
     zero, one, half = std.dtype.type(0), std.dtype.type(1), std.dtype.type(0.5)
     has_dz, dz, by_path, by_parameters, dlog_q, has_dlog_p, dlog_p = sent
+    has_z = has_dz | by_path | has_dlog_p
     for i in range(len(std)):
         far = (mu[i] + std[i] * eps[i] - prior.mean[i]) * prior.root[i]
         pull = dlog_p[i] * (far * prior.root[i]) if has_dlog_p else zero
@@ -84,8 +85,10 @@ def gradients(mu, std, eps, std_slope, slope, prior, sent, out):
         to_scale = dlog_q[i] * slope[i] if by_parameters else zero
         to_eps = dlog_q[i] * eps[i] if by_parameters else zero
         out.dmu[i] = to_z
-        out.dscale[i] = half * (to_z * (std_slope[i] * eps[i]) - to_scale)
-        out.deps[i] = to_z * std[i] - to_eps
+        z_scale = to_z * (std_slope[i] * eps[i]) if has_z else zero
+        z_eps = to_z * std[i] if has_z else zero
+        out.dscale[i] = half * (z_scale - to_scale)
+        out.deps[i] = z_eps - to_eps
         out.dmean[i] = pull
         out.dprior[i] = half * (dlog_p[i] * (far * far - one)) if has_dlog_p else zero
 

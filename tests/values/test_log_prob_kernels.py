@@ -343,6 +343,20 @@ def test_values_do_not_depend_on_the_path(backend, device):
     assert total.log_q.isfinite().all()
 
 
+@pytest.mark.parametrize("log_prob", ["log_q", "z"])
+def test_what_is_absent_makes_no_nan(log_prob, backend, device):
+    """An infinite deviation is none of log q's gradient by its parameters."""
+    mu, logvar = torch.zeros(2, 3, device=device), torch.full((2, 3), 200.0, device=device)
+    eps = torch.ones_like(mu)
+    tensors = [t.requires_grad_() for t in (mu, logvar, eps)]
+    out = vaekl.reparameterize_log_prob(mu, logvar, eps=eps, backend=backend)
+    found = torch.autograd.grad(getattr(out, log_prob).sum(), tensors)
+    of_logvar, of_eps = (-0.5, -1.0) if log_prob == "log_q" else (math.inf, math.inf)
+    values = (0.0 if log_prob == "log_q" else 1.0, of_logvar, of_eps)
+    for gradient, value in zip(found, values, strict=True):
+        assert torch.equal(gradient, torch.full_like(gradient, value))
+
+
 @pytest.mark.parametrize(
     ("scale", "of_scale"),
     [("logvar", -180.0), ("logvar", -math.inf), ("logvar", 178.0), ("std", 0.0)],
