@@ -135,7 +135,9 @@ def write_halves(address, first, twice_kl):
 
 @njit(**JIT)
 def keep_rows(plan, piece, place, kl, twice_kl, rows):
-    """The KL of each row of a block, or where there are several tiles the row's share of it."""
+    """Half the sum of each row of a block, or where there are several tiles the row's share of the
+    sum.
+    """
     dtype = twice_kl.dtype.type
     if plan.event == 1:
         write_halves(kl, place.row, twice_kl)
@@ -146,6 +148,17 @@ def keep_rows(plan, piece, place, kl, twice_kl, rows):
             write(kl, place.row + r, dtype(0.5 * row_sum))
         else:
             rows[piece.i_tile * plan.batch + place.row + r] = row_sum
+
+
+@njit(**JIT)
+def finish_rows(plan, space, rows, out):
+    """Of each row, half the sum of the shares that ``keep_rows`` has left."""
+    dtype = space.memories.dtype.type
+    for row in range(plan.batch):
+        row_sum = 0.0
+        for i_tile in range(plan.tiles):
+            row_sum += rows[i_tile * plan.batch + row]
+        write(out, row, dtype(0.5 * row_sum))
 
 
 @njit(**JIT)
@@ -250,11 +263,7 @@ def finish(plan, space, kl, kl_of_mean, means, prior):
     elif kl != 0 and plan.per_row == 0:
         write(kl, 0, dtype(0.5 * total(sums.pieces[0]) / plan.denominator))
     if kl != 0 and plan.per_row != 0 and plan.tiles > 1:
-        for row in range(B):
-            row_sum = 0.0
-            for i_tile in range(plan.tiles):
-                row_sum += sums.rows[i_tile * B + row]
-            write(kl, row, dtype(0.5 * row_sum))
+        finish_rows(plan, space, sums.rows, kl)
     if plan.mean_over == BATCH:
         write(kl_of_mean, 0, dtype(0.5 * total(sums.pieces[1, : plan.tiles])))
     if plan.mean_over == ALL:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from numba import njit
 
 from .forms import Terms, direct_terms, is_direct, logvar_of
-from .forward import keep_rows
+from .forward import finish_rows, keep_rows
 from .gaussian import exp_terms
 from .memory import BLOCK, block, write
 from .numeric import JIT, KERNEL
@@ -15,7 +15,7 @@ from .plan import Operand, operands_at, plan_at
 from .prior import PRIOR_BLOCKS, Prior, PriorBlock, logs, prior_at, prior_of_first, varies
 from .team import on_team
 from .tile import deliver, source, target
-from .walk import TILES, join, pieces, places_of_draws, workspace
+from .walk import TILES, join, of_one_draw, pieces, places, workspace
 
 # Blocks of a worker's memory; those that backward has, too, come first.
 MU, SCALE, LOGVAR, STD, UNUSED, SLOPE, EPS, NOISE = range(8)
@@ -98,8 +98,8 @@ def work(plan, space, tensors, key, prior):
     for piece in pieces(plan, scratch):
         if prior.mean.address != 0 and not varies(prior):
             b_prior = with_logvar(plan, prior_of_first(plan, prior, piece, memory))
-        for place, of_one in places_of_draws(plan, piece):
-            n = place.rows * place.cols
+        for place in places(plan, piece):
+            n, of_one = place.rows * place.cols, of_one_draw(plan, place)
             if eps.address != 0:
                 b_eps = source(eps, place, block(own, EPS, n))
             else:
@@ -120,17 +120,10 @@ def work(plan, space, tensors, key, prior):
 @njit(**JIT)
 def finish(plan, space, log_q, log_p):
     """All pieces are done: add the parts of rows, in order."""
-    dtype, B = space.memories.dtype.type, plan.batch
-    if plan.tiles == 1:
-        return
-    rows = space.scratch[TILES + plan.tiles :]
-    for row in range(B):
-        of_q, of_p = 0.0, 0.0
-        for i_tile in range(plan.tiles):
-            of_q += rows[i_tile * B + row]
-            of_p += rows[(plan.tiles + i_tile) * B + row]
-        write(log_q, row, dtype(0.5 * of_q))
-        write(log_p, row, dtype(0.5 * of_p))
+    if plan.tiles > 1:
+        rows = space.scratch[TILES + plan.tiles :]
+        finish_rows(plan, space, rows, log_q)
+        finish_rows(plan, space, rows[plan.tiles * plan.batch :], log_p)
 
 
 @njit(**KERNEL)

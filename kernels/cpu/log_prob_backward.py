@@ -22,7 +22,7 @@ from .prior import (
 from .reduction import add_rows, side_by_side
 from .team import on_team
 from .tile import deliver, read_rows, source, target
-from .walk import join, pieces, places_of_draws, workspace
+from .walk import join, of_one_draw, pieces, places, workspace
 
 __all__ = ["BUFFERS", "log_prob_backward_kernel", "scratch_size"]
 
@@ -114,8 +114,8 @@ def work(plan, space, tensors, prior, dprior):
         width = side_by_side(piece)
         sums = array_at(at_sums, 0.0, width), array_at(at_sums + 8 * BLOCK, 0.0, width)
         sums[0][:], sums[1][:] = 0.0, 0.0
-        for place, of_one in places_of_draws(plan, piece):
-            n = place.rows * place.cols
+        for place in places(plan, piece):
+            n, of_one = place.rows * place.cols, of_one_draw(plan, place)
             if eps.address != 0:
                 b_eps = source(eps, place, block(own, EPS, n))
             else:

@@ -117,21 +117,18 @@ def pieces(plan, scratch):
 
 @njit(**JIT)
 def places(plan, piece):
-    """The blocks of a piece, from its first row down."""
-    for row in range(piece.first_row, piece.end_row, piece.block_rows):
+    """The blocks of a piece, from its first row down; of several draws, none beyond its own."""
+    row = piece.first_row
+    while row < piece.end_row:
         rows = min(piece.block_rows, piece.end_row - row)
+        if plan.period != 0:
+            rows = min(rows, plan.period - row % plan.period)
         yield Place(row, rows, piece.col, piece.cols, plan.event, plan.inner)
+        row += rows
 
 
 @njit(**JIT)
-def places_of_draws(plan, piece):
-    """The same, each with where its parameters are: of one draw, which no block goes beyond."""
-    row = piece.first_row
-    while row < piece.end_row:
-        rows, own = min(piece.block_rows, piece.end_row - row), row
-        if plan.period != 0:
-            own = row % plan.period
-            rows = min(rows, plan.period - own)
-        here = Place(row, rows, piece.col, piece.cols, plan.event, plan.inner)
-        yield here, Place(own, rows, piece.col, piece.cols, plan.event, plan.inner)
-        row += rows
+def of_one_draw(plan, place):
+    """Where a block's parameters are, which all draws share if there are several."""
+    row = place.row if plan.period == 0 else place.row % plan.period
+    return Place(row, place.rows, place.col, place.cols, place.event, place.inner)
