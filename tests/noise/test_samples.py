@@ -152,6 +152,19 @@ def test_roads(backend, device):
         torch.testing.assert_close(z, exact, rtol=1e-5, atol=5e-6)
 
 
+def test_ids_of_each_sample_of_vmap(backend, device):
+    """Batched, they tell samples apart that one seed would give the same noise."""
+    mu, _ = make_inputs((7, 6), dtype=torch.float32)
+    mu, ids = mu.to(device), torch.randperm(21).reshape(3, 7).to(device)
+
+    def call(ids):
+        return vaekl.reparameterize(mu, mu, seed=8, sample_ids=ids, backend=backend)
+
+    each = torch.func.vmap(call)(ids)
+    torch.testing.assert_close(each, torch.stack([call(i) for i in ids]), rtol=1e-5, atol=5e-6)
+    assert not torch.equal(each[0], each[1])
+
+
 class Sampler(torch.nn.Module):
     def forward(self, mu, ids):
         return vaekl.reparameterize(mu, 0.5 * mu, seed=8, sample_ids=ids)
@@ -184,16 +197,25 @@ def test_gradients_on_all_roads(backend, device):
     (of_compiled,) = torch.autograd.grad(compiled(x), x)
     for found in (twice, of_compiled, torch.func.grad(loss)(mu)):
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(mu)
+    _, along = torch.func.jvp(loss, (mu,), (direction,))
+    torch.testing.assert_close(along, (exact * direction).sum(), rtol=1e-4, atol=1e-4)
 
 
 def test_ids_are_read_in_backward(backend, device):
-    """Kept by reference: writing to them in between is an error, as of any saved tensor."""
-    if backend == "eager":
-        return  # it has kept the noise
+    """Kept by reference: writing to them in between is an error, as of any saved tensor. (The eager
+    backend has kept the noise.)
+    """
     mu, logvar = (t.to(device).requires_grad_() for t in make_inputs((6, 5), dtype=torch.float32))
     ids = torch.arange(6, device=device)
     out = vaekl.reparameterize_kl(mu, logvar, seed=1, sample_ids=ids, backend=backend)
+    std = torch.exp(0.5 * logvar.detach())
+    drawn = (out.z.detach() - mu.detach()) / std
     ids.add_(1)
+    if backend == "eager":
+        out.z.sum().backward()
+        torch.testing.assert_close(logvar.grad, 0.5 * std * drawn, rtol=1e-4, atol=1e-5)
+        return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.z.sum().backward()
 
